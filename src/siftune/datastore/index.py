@@ -1,0 +1,78 @@
+"""`RUN/pool/index.parquet` and `RUN/quarantine.jsonl`: what became of every input row.
+
+Both are made from what is on disk (pool shards, the warm-up's rows, rows that got no feature), so making them again at any time is
+harmless and the counts always add up: every row has the status ok, truncated or quarantined.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from siftune.datastore.pool import Pool
+from siftune.records.files import written_whole
+
+_KEPT = ["row", "id", "source", "fingerprint", "n_tokens", "n_trained", "status", "reason", "mask", "where"]
+
+
+def write_index(
+    run: Path, pool: Pool, *, warmup_rows: Sequence[int], without_feature: Mapping[int, str]
+) -> pa.Table:
+    """Write index and quarantine, shard by shard, and return the index (without `where`).
+
+    without_feature: rows that could be read but whose gradient could not be used, with the reason
+    """
+    in_warmup = np.zeros(pool.plan.n_rows, dtype=bool)
+    in_warmup[np.asarray(warmup_rows, dtype=np.int64)] = True
+    parts: list[pa.Table] = []
+    with written_whole(run / "quarantine.jsonl") as aside, aside.open("w", encoding="utf-8") as quarantine:
+        for shard in pool.plan.shards:
+            table = pool.table(shard, _KEPT)
+            status, reason = table["status"].to_pylist(), table["reason"].to_pylist()
+            for row in range(shard.start, shard.stop):
+                if row in without_feature:
+                    status[row - shard.start], reason[row - shard.start] = "quarantined", without_feature[row]
+            table = _replaced(table, "status", status)
+            table = _replaced(table, "reason", reason)
+            table = table.append_column("in_warmup", pa.array(in_warmup[shard.start : shard.stop]))
+            left_out = table.filter(pc.equal(table["status"], "quarantined"))
+            for item in left_out.select(["row", "where", "id", "source", "reason"]).to_pylist():
+                quarantine.write(json.dumps(item) + "\n")
+            parts.append(table.drop_columns(["where"]))
+    index = pa.concat_tables(parts).replace_schema_metadata(None).combine_chunks()
+    with written_whole(run / "pool" / "index.parquet") as aside:
+        pq.write_table(index, aside)
+    return index
+
+
+def read_index(run: Path) -> pa.Table:
+    """The index as Arrow: row, id, source, fingerprint, n_tokens, n_trained, status, reason, mask, in_warmup."""
+    return pq.read_table(run / "pool" / "index.parquet")
+
+
+def scorable_rows(index: pa.Table) -> np.ndarray:
+    """Rows that aren't quarantined."""
+    return np.flatnonzero(pc.not_equal(index["status"], "quarantined").to_numpy())
+
+
+def repeated_ids(index: pa.Table) -> list[str]:
+    """Ids that more than one row has, in order of first appearance."""
+    counts = Counter(index["id"].to_pylist())
+    return [name for name, n in counts.items() if n > 1]
+
+
+def duplicate_rows(index: pa.Table) -> int:
+    """How many scorable rows repeat an earlier one exactly (messages and tools)."""
+    fingerprints = index["fingerprint"].take(pa.array(scorable_rows(index)))
+    return len(fingerprints) - len(fingerprints.unique())
+
+
+def _replaced(table: pa.Table, name: str, values: list[str | None]) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, pa.array(values, type=pa.string()))

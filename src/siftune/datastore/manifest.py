@@ -1,0 +1,43 @@
+"""A store knows what made it, and refuses to be mixed or compared with anything else."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from siftune.records.errors import SiftuneError
+from siftune.records.files import read_json, write_json
+
+PACKAGES = ("siftune", "torch", "transformers", "peft", "tokenizers", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
+    return {package: version(package) for package in PACKAGES}
+
+
+def claim(path: Path, made_with: dict[str, Any], what: str, made_by: dict[str, str]) -> dict[str, str]:
+    """Write a manifest, or check that the one that exists says the same.
+
+    Raises SiftuneError naming the first setting that differs, what it was and what it is now. Package versions (`made_by`)
+    change rounding only, so other ones are not refused: those that differ are returned, `{package: "old, now new"}`.
+    """
+    if not path.exists():
+        write_json(path, {**made_with, "versions": made_by})
+        return {}
+    found = read_json(path)
+    versions_then = found.pop("versions", {})
+    for key in [*made_with, *(key for key in found if key not in made_with)]:
+        was, now = found.get(key), made_with.get(key)
+        if was != now:
+            raise SiftuneError(
+                f"{what} was made with {key} = {was!r}; now it is {now!r}",
+                where=str(path),
+                todo=f"Set {key} back, or start a new run with another --out: the two can't be mixed",
+            )
+    return {
+        package: f"{versions_then.get(package)}, now {now}"
+        for package, now in made_by.items()
+        if versions_then.get(package) != now
+    }

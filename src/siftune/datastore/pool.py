@@ -1,0 +1,99 @@
+"""`RUN/pool/`: the pool once read. Arrow shards of rows with their tokens and trained tokens, the plan, the index.
+
+A row that can't be used keeps its place, without tokens, with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from siftune.datastore.plan import Shard, ShardPlan
+from siftune.records.errors import SiftuneError
+
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("where", pa.string()),
+        ("fingerprint", pa.string()),
+        ("status", pa.string()),  # ok | truncated | quarantined
+        ("reason", pa.string()),
+        ("mask", pa.string()),  # the way by which trained tokens were found
+        ("n_tokens", pa.int32()),
+        ("n_trained", pa.int32()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("trained", pa.list_(pa.bool_())),
+        ("messages", pa.string()),  # canonical, JSON
+        ("columns", pa.string()),  # the row as it came, JSON
+    ]
+)
+
+
+class TokenRows(NamedTuple):
+    """The scorable rows of a shard: row numbers, and per row its token ids and trained tokens."""
+
+    row_N: np.ndarray
+    token_ids: list[np.ndarray]
+    trained: list[np.ndarray]
+
+
+class Pool:
+    """A pool that has been read. `Pool(path)` opens it; SiftuneError where it isn't there whole."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not (path / "plan.json").exists():
+            raise SiftuneError(
+                "holds no pool that was read to its end", where=str(path), todo="Run 'siftune run' first"
+            )
+        self.plan = ShardPlan.read(path / "plan.json")
+
+    def table(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
+        """A shard's rows (all, scorable or not), in pool order."""
+        table = read_table(self.path / f"{shard.name}.arrow")
+        if table is None or (table.schema.metadata or {}).get(b"digest") != shard.digest.encode():
+            raise SiftuneError(
+                "is missing, broken or not the shard of the plan",
+                where=str(self.path / f"{shard.name}.arrow"),
+                todo="Remove RUN/pool/plan.json and run the same command again: the pool is read anew",
+            )
+        return table.select(columns) if columns else table
+
+    def token_rows(self, shard: Shard) -> TokenRows:
+        """The scorable rows of a shard."""
+        table = self.table(shard, ["row", "status", "token_ids", "trained"])
+        table = table.filter(pc.not_equal(table["status"], "quarantined"))
+        return TokenRows(
+            table["row"].to_numpy(),
+            [scalar.values.to_numpy(zero_copy_only=False) for scalar in table["token_ids"]],
+            [scalar.values.to_numpy(zero_copy_only=False) for scalar in table["trained"]],
+        )
+
+    def tokens_of(self, rows: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(token ids, trained) of the given scorable rows, in the order given; for a warm-up, so all are held."""
+        wanted = np.fromiter(rows, dtype=np.int64)
+        found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for shard in self.plan.shards:
+            if ((wanted >= shard.start) & (wanted < shard.stop)).any():
+                shard_rows = self.token_rows(shard)
+                for row, ids, trained in zip(*shard_rows, strict=True):
+                    found[int(row)] = (ids, trained)
+        return [found[int(row)] for row in wanted]
+
+
+def read_table(file: Path) -> pa.Table | None:
+    """An Arrow file, or None where it is missing or broken."""
+    if not file.exists():
+        return None
+    try:
+        with pa.OSFile(str(file), "rb") as source, pa.ipc.open_file(source) as reader:
+            return reader.read_all()
+    except (pa.ArrowInvalid, OSError):
+        return None

@@ -1,0 +1,61 @@
+"""`RUN/datastore/METHOD/CKPT/`: the features of a pool under one checkpoint, in shards of the plan.
+
+A shard's tensors have one row for every pool row of its range, in pool order; NaN where the row has no feature:
+
+    features         [n, D] in the store's dtype, unit length      row             [n] int64
+    loss             [n] fp32, mean over trained tokens            grad_norm       [n] fp32, of the gradient
+    direction_norm   [n] fp32, before projection                   projection_norm [n] fp32, before normalisation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from torch import Tensor
+
+from siftune.datastore.plan import Shard, ShardPlan
+from siftune.datastore.shards import read_shard, shard_file, shard_notes
+from siftune.records.errors import SiftuneError
+from siftune.records.files import read_json
+
+
+class Datastore:
+    """Opens the features of one checkpoint for reading. NumPy goes out."""
+
+    def __init__(self, path: Path, plan: ShardPlan):
+        self.path, self.plan = path, plan
+        if not (path / "manifest.json").exists():
+            raise SiftuneError(
+                "holds no datastore", where=str(path), todo="Run 'siftune run' on to the datastore first"
+            )
+        self.manifest: dict[str, Any] = read_json(path / "manifest.json")
+
+    def missing(self) -> list[Shard]:
+        """Shards that are not done."""
+        return [shard for shard in self.plan.shards if shard_notes(self.path, shard) is None]
+
+    def tensors(self, shard: Shard) -> dict[str, Tensor]:
+        """A shard's tensors as stored."""
+        return read_shard(self.path, shard)
+
+    def features(self, shard: Shard) -> np.ndarray:
+        """A shard's features `features_n_D` in fp32; NaN rows have none."""
+        return self.tensors(shard)["features"].float().numpy()
+
+    def numbers(self, name: str) -> np.ndarray:
+        """One number of every pool row, fp32: `loss`, `grad_norm`, `direction_norm` or `projection_norm`."""
+        parts = []
+        for shard in self.plan.shards:
+            with safe_open(shard_file(self.path, shard), "numpy") as file:
+                parts.append(file.get_tensor(name))
+        return np.concatenate(parts)
+
+    def without_feature(self) -> Iterator[tuple[int, str]]:
+        """(row, reason) of every row that could be read but got no feature."""
+        for shard in self.plan.shards:
+            for row, reason in (shard_notes(self.path, shard) or {}).get("without_feature", {}).items():
+                yield int(row), reason

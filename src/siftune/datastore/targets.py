@@ -1,0 +1,111 @@
+"""`RUN/targets/NAME/`: a target's rows, their features under each checkpoint, and the pool's influence on them.
+
+rows.jsonl                               {id, where, subtask, fingerprint, messages, n_tokens, n_trained} a row
+target.json                              where it came from, digest of its rows, subtasks in order of first appearance
+features/CKPT.safetensors                features [V, D] fp32 unit length; loss, grad_norm, direction_norm, projection_norm [V]
+influence/CKPT/shard-00000.safetensors   influence [n, V] fp32 = <Φ(n), φ(v)>, pool order, NaN where a row has no feature
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from siftune.datastore.pool import TokenRows
+from siftune.datastore.shards import read_shard, shard_notes
+from siftune.datastore.store import Datastore
+from siftune.records.errors import SiftuneError
+from siftune.records.files import digest_of, read_json, write_json, write_text
+from siftune.records.readers import TargetRow
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target that was read into a run: `subtask_V[v]` names row v's subtask."""
+
+    path: Path
+    name: str
+    source: str
+    digest: str
+    fingerprint_V: list[str]
+    subtask_V: list[str]
+
+    @property
+    def subtasks(self) -> list[str]:
+        """In order of first appearance."""
+        return list(dict.fromkeys(self.subtask_V))
+
+    @classmethod
+    def open(cls, path: Path) -> Target:
+        """Raises SiftuneError where the run has no such target."""
+        if not (path / "target.json").exists():
+            known = sorted(p.parent.name for p in path.parent.glob("*/target.json"))
+            raise SiftuneError(
+                f"this run has no target {path.name!r}; it has {', '.join(known) or 'none'}",
+                where=str(path),
+                todo="Add it with 'siftune score RUN --target NAME=FILE'",
+            )
+        return cls(path, **read_json(path / "target.json"))
+
+
+def write_target(path: Path, source: str, rows: list[TargetRow], tokens: TokenRows) -> Target:
+    """Keep a target's rows in the run; refused where the name is taken by other rows."""
+    digest = digest_of([[row.example.fingerprint, row.subtask] for row in rows])[:32]
+    if (path / "target.json").exists():
+        target = Target.open(path)
+        if target.digest != digest:
+            raise SiftuneError(
+                f"the target {path.name!r} of this run has other rows (it was read from {target.source})",
+                where=source,
+                todo="Give the new rows another name: --target OTHER=FILE",
+            )
+        return target
+    lines = [
+        {
+            "id": row.example.id,
+            "where": row.example.where,
+            "subtask": row.subtask,
+            "fingerprint": row.example.fingerprint,
+            "n_tokens": len(token_ids),
+            "n_trained": int(trained.sum()),
+            "messages": row.example.messages,
+        }
+        for row, token_ids, trained in zip(rows, tokens.token_ids, tokens.trained, strict=True)
+    ]
+    write_text(path / "rows.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    about: dict[str, Any] = {
+        "name": path.name,
+        "source": source,
+        "digest": digest,
+        "fingerprint_V": [row.example.fingerprint for row in rows],
+        "subtask_V": [row.subtask for row in rows],
+    }
+    write_json(path / "target.json", about)
+    return Target.open(path)
+
+
+def target_features(target: Target, checkpoint: int) -> np.ndarray:
+    """`features_V_D`, fp32."""
+    return load_file(features_file(target, checkpoint))["features"]
+
+
+def missing_influence(target: Target, checkpoint: int, store: Datastore) -> bool:
+    """Is some of a checkpoint's influence on a target still to be made?"""
+    folder = target.path / "influence" / str(checkpoint)
+    return any(shard_notes(folder, shard) is None for shard in store.plan.shards)
+
+
+def read_influence(target: Target, checkpoint: int, store: Datastore) -> np.ndarray:
+    """`influence_N_V` of the whole pool under one checkpoint, fp32."""
+    folder = target.path / "influence" / str(checkpoint)
+    return np.concatenate([read_shard(folder, shard)["influence"].numpy() for shard in store.plan.shards])
+
+
+def features_file(target: Target, checkpoint: int) -> Path:
+    """Where a target's features under a checkpoint are."""
+    return target.path / "features" / f"{checkpoint}.safetensors"

@@ -1,0 +1,127 @@
+"""Features: the directions of a batch of examples, projected parameter by parameter in the backward pass, then normalised."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from siftune.gradients.capture import captured, layers_checkpointed, lora_linears
+from siftune.gradients.directions import AdamState, direction
+from siftune.gradients.loss import losses
+from siftune.gradients.projection import Projector
+from siftune.records.errors import SiftuneError
+from siftune.records.recipe import Direction
+
+PART_NUMBERS = 2**24
+"""Numbers of one parameter's gradients that are turned into directions at a time: 64 MiB a temporary."""
+
+
+class FeatureBatch(NamedTuple):
+    """What a batch of B examples gave, fp32, in the order of the batch. Norms are before normalisation.
+
+    A row whose loss, gradient or direction is not finite, or whose projection is zero, has no feature: its row of
+    `features_B_D` is NaN, and its numbers say why.
+    """
+
+    features_B_D: np.ndarray
+    loss_B: np.ndarray
+    grad_norm_B: np.ndarray
+    direction_norm_B: np.ndarray
+    projection_norm_B: np.ndarray
+
+
+class FeatureExtractor:
+    """Turns batches of token rows into features under one checkpoint.
+
+    model:     with the checkpoint's adapter loaded and active; it is put into eval mode (LoRA dropout off) and its weights frozen
+    projector: the run's projection
+    state:     the checkpoint's Adam moments; None allows only the directions `sgd` and `sign`
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        projector: Projector,
+        state: AdamState | None,
+        *,
+        gradient_checkpointing: bool = False,
+    ):
+        self.model = model.eval().requires_grad_(False)
+        self.names = list(lora_linears(model))
+        self.projector, self.state = projector, state
+        self.gradient_checkpointing = gradient_checkpointing
+        self.device = next(model.parameters()).device
+
+    def __call__(self, ids_B_T: np.ndarray, trained_B_T: np.ndarray, kind: Direction) -> FeatureBatch:
+        """Features of B rows, padded on the right. `trained_B_T[b, t]`: token t of row b carries loss."""
+        ids = torch.from_numpy(ids_B_T).to(self.device, torch.long)
+        trained = torch.from_numpy(trained_B_T).to(self.device)
+        batch = _BatchSums(len(ids), self, kind)
+        with (
+            captured(self.model, len(ids), batch.take),
+            layers_checkpointed(self.model, self.gradient_checkpointing),
+        ):
+            loss_B = losses(self.model, ids, trained)
+            loss_B.sum().backward()
+        batch.take_unused()
+        return batch.result(loss_B.detach())
+
+
+class _BatchSums:
+    """Adds up one backward pass: projections and squared norms over parameters."""
+
+    def __init__(self, n_rows: int, extractor: FeatureExtractor, kind: Direction):
+        device = extractor.device
+        self.extractor, self.kind, self.n_rows = extractor, kind, n_rows
+        self.projected_B_D = torch.zeros(n_rows, extractor.projector.n_features, device=device)
+        self.grad_square_B = torch.zeros(n_rows, device=device, dtype=torch.float64)
+        self.direction_square_B = torch.zeros(n_rows, device=device, dtype=torch.float64)
+        self.taken: set[str] = set()
+
+    @torch.no_grad()
+    def take(self, name: str, gradient_B_O_I: Tensor) -> None:
+        if name in self.taken:
+            raise SiftuneError(
+                f"the adapter at {name.removesuffix('.weight')} is used more than once in a forward pass",
+                where="lora_targets",
+                todo="Choose modules that belong to one layer only: shared layers are not supported",
+            )
+        self.taken.add(name)
+        gradient_B_P = gradient_B_O_I.flatten(1).float()
+        rows_at_once = max(1, PART_NUMBERS // gradient_B_P.shape[1])
+        for rows in torch.arange(self.n_rows).split(rows_at_once):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            g_B_P = gradient_B_P[part]
+            self.grad_square_B[part] += _squares(g_B_P)
+            d_B_P = direction(self.kind, name, g_B_P, self.extractor.state)
+            self.direction_square_B[part] += _squares(d_B_P)
+            self.extractor.projector.add(name, d_B_P, self.projected_B_D[part])
+
+    def take_unused(self) -> None:
+        """A parameter that the batch never reached has gradient zero, which Adam's history still moves."""
+        linears = lora_linears(self.extractor.model)
+        for name in self.extractor.names:
+            if name not in self.taken:
+                shape = linears[name].weight.shape
+                self.take(name, torch.zeros(self.n_rows, *shape, device=self.extractor.device))
+
+    def result(self, loss_B: Tensor) -> FeatureBatch:
+        projection_norm_B = self.projected_B_D.norm(dim=1)
+        sound_B = torch.isfinite(loss_B) & torch.isfinite(projection_norm_B) & (projection_norm_B > 0)
+        features_B_D = self.projected_B_D / projection_norm_B[:, None]
+        features_B_D[~sound_B] = torch.nan
+        return FeatureBatch(
+            features_B_D.cpu().numpy(),
+            loss_B.float().cpu().numpy(),
+            self.grad_square_B.sqrt().float().cpu().numpy(),
+            self.direction_square_B.sqrt().float().cpu().numpy(),
+            projection_norm_B.cpu().numpy(),
+        )
+
+
+def _squares(matrix_B_P: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(matrix_B_P, dim=1).double().square()

@@ -1,0 +1,135 @@
+"""Random projection of a direction to D numbers, its randomness drawn per parameter name.
+
+One map serves pool rows, target rows and all checkpoints. What it does to coordinate i of parameter `name` follows from
+(seed, name, i) alone, through the counter-based generator Philox keyed by a hash, so any machine rebuilds it and neither
+the order of parameters nor the batch matters.
+
+`sketch`     (default) sparse Johnson-Lindenstrauss: coordinate i goes to one bucket b(i) with a sign s(i),
+             feature[b(i)] += s(i) · direction[i]            (Charikar et al. 2002; Weinberger et al. 2009)
+`rademacher` dense: feature = R direction / sqrt(D), R of ±1  (what LESS uses; the reference, slow)
+`none`       the direction itself, parameters one after the other
+
+All three keep squared lengths in expectation, so inner products of projections estimate inner products of directions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Projector(ABC):
+    """A linear map from named coordinates to D features.
+
+    sizes: number of coordinates of each parameter, in the order of the model
+    """
+
+    def __init__(self, kind: Literal["sketch", "rademacher", "none"], n_features: int, seed: int):
+        self.kind, self.n_features, self.seed = kind, n_features, seed
+
+    @abstractmethod
+    def add(self, name: str, direction_B_P: Tensor, into_B_D: Tensor) -> None:
+        """Add the projection of one parameter's part of B directions (fp32) to `into_B_D` in place."""
+
+    def describe(self) -> dict[str, str | int]:
+        """What a store must record to be compared with nothing else."""
+        return {"projection": self.kind, "features": self.n_features, "projection_seed": self.seed}
+
+
+def make_projector(
+    kind: Literal["sketch", "rademacher", "none"], sizes: Mapping[str, int], n_features: int, seed: int
+) -> Projector:
+    """The projector of a recipe; with `none`, D is the number of coordinates, whatever `n_features` says."""
+    if kind == "sketch":
+        return _Sketch(n_features, seed)
+    if kind == "rademacher":
+        return _Rademacher(n_features, seed)
+    return _Concatenation(sizes)
+
+
+class _Sketch(Projector):
+    def __init__(self, n_features: int, seed: int):
+        super().__init__("sketch", n_features, seed)
+        self._maps: dict[tuple[str, torch.device], Tensor] = {}
+
+    def add(self, name: str, direction_B_P: Tensor, into_B_D: Tensor) -> None:
+        map_D_P = self._map(name, direction_B_P.shape[1], direction_B_P.device)
+        into_B_D += (map_D_P @ direction_B_P.T).T
+
+    def _map(self, name: str, size: int, device: torch.device) -> Tensor:
+        """CSR matrix [D, P] with one ±1 a column; drawn once per parameter, then kept (8 bytes a coordinate)."""
+        key = (name, device)
+        if key not in self._maps:
+            bucket_P, sign_P = sketch_draw(self.seed, name, size, self.n_features)
+            order = np.argsort(bucket_P, kind="stable")
+            starts = np.zeros(self.n_features + 1, dtype=np.int32)
+            np.cumsum(np.bincount(bucket_P, minlength=self.n_features), out=starts[1:])
+            with (
+                warnings.catch_warnings()
+            ):  # torch calls all of its CSR support beta; the tests check what is used here
+                warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+                self._maps[key] = torch.sparse_csr_tensor(
+                    torch.from_numpy(starts),
+                    torch.from_numpy(order.astype(np.int32)),
+                    torch.from_numpy(sign_P[order]),
+                    size=(self.n_features, size),
+                    device=device,
+                    check_invariants=False,
+                )
+        return self._maps[key]
+
+
+class _Rademacher(Projector):
+    CHUNK = 2048  # coordinates at a time: 64 MiB of signs at D = 8192
+
+    def __init__(self, n_features: int, seed: int):
+        super().__init__("rademacher", n_features, seed)
+
+    def add(self, name: str, direction_B_P: Tensor, into_B_D: Tensor) -> None:
+        scale = self.n_features**-0.5
+        for start in range(0, direction_B_P.shape[1], self.CHUNK):
+            part_B_P = direction_B_P[:, start : start + self.CHUNK]
+            signs_P_D = rademacher_draw(self.seed, name, start, part_B_P.shape[1], self.n_features)
+            into_B_D += part_B_P @ torch.from_numpy(signs_P_D).to(part_B_P.device) * scale
+
+
+class _Concatenation(Projector):
+    def __init__(self, sizes: Mapping[str, int]):
+        super().__init__("none", sum(sizes.values()), 0)
+        ends = np.cumsum(list(sizes.values())).tolist()
+        self._part = {
+            name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)
+        }
+
+    def add(self, name: str, direction_B_P: Tensor, into_B_D: Tensor) -> None:
+        into_B_D[:, self._part[name]] += direction_B_P
+
+
+def sketch_draw(seed: int, name: str, size: int, n_features: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bucket (int64, 0 ≤ b < D) and sign (fp32 ±1) of each of a parameter's `size` coordinates."""
+    raw_P = _philox("sketch", seed, name).random_raw(size)
+    bucket_P = ((raw_P >> np.uint64(1)) % np.uint64(n_features)).astype(np.int64)
+    sign_P = np.where(raw_P & np.uint64(1), np.float32(1), np.float32(-1))
+    return bucket_P, sign_P
+
+
+def rademacher_draw(seed: int, name: str, start: int, count: int, n_features: int) -> np.ndarray:
+    """Signs ±1 (fp32) [count, D] of a parameter's coordinates start … start + count, wherever chunks begin."""
+    counters = -(-n_features // 256)  # a Philox counter yields 4 words of 64 bits
+    generator = _philox("rademacher", seed, name)
+    generator.advance(start * counters)
+    words = generator.random_raw(count * counters * 4).astype("<u8").view(np.uint8)
+    bits_P_D = np.unpackbits(words.reshape(count, -1), axis=1, bitorder="little")[:, :n_features]
+    return bits_P_D.astype(np.float32) * 2 - 1
+
+
+def _philox(kind: str, seed: int, name: str) -> np.random.Philox:
+    digest = hashlib.sha256(f"siftune {kind} {seed} {name}".encode()).digest()
+    return np.random.Philox(key=int.from_bytes(digest[:16], "little"))

@@ -1,0 +1,156 @@
+"""The probe for a wrong order among tensors of equal shape.
+
+Moments assigned to the wrong layer have the right shape, so only their content can tell. exp_avg is a running mean of
+gradients, so it resembles the mean gradient of its own tensor more than that of another. For each class of
+tensors with the same shape:
+
+    cosine[i, j]  = <exp_avg_i, gradient_j> / (|exp_avg_i| |gradient_j|)
+    identity      = mean_i cosine[i, i]
+    best          = max over permutations p of mean_i cosine[i, p(i)]
+
+The order is refused where the best permutation beats the identity by more than chance can: the largest of many noise
+cosines is about sqrt(2 ln n / dim) for n tensors of dim numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from siftune.model.lora import lora_parameters
+from siftune.records.errors import SiftuneError
+
+# How many noise levels a permuted order must gain per moved tensor to be called better
+CLEARLY = 2.0
+
+
+def mean_gradients(model: PeftModel, batches: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
+    """Mean gradient of the loss over θ: name as in the adapter file -> fp32 tensor on the CPU.
+
+    batches: of (token ids [B, T] int, trained [B, T] bool), right-padded, arrays or tensors; every trained token
+             weighs the same. Plain autograd, dropout off.
+    """
+    device = next(model.parameters()).device
+    parameters = {name: p.requires_grad_(True) for name, p in lora_parameters(model).items()}
+    model.eval()
+    total = {name: torch.zeros(p.shape) for name, p in parameters.items()}
+    tokens = 0
+    for ids, trained in batches:
+        ids = torch.as_tensor(ids, device=device).long()
+        mask = torch.as_tensor(trained, device=device).bool()[:, 1:]
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        loss = cross_entropy(logits[mask].float(), ids[:, 1:][mask], reduction="sum")
+        found = torch.autograd.grad(loss, list(parameters.values()))
+        for name, gradient in zip(parameters, found, strict=True):
+            total[name] += gradient.float().cpu()
+        tokens += int(mask.sum())
+    if tokens == 0:
+        raise SiftuneError("the probe was given no trained token", todo="Give it some pool rows")
+    return {name: value / tokens for name, value in total.items()}
+
+
+def check_order(exp_avg: dict[str, Tensor], gradients: dict[str, Tensor], where: str) -> list[dict[str, Any]]:
+    """Refuse moments whose order among tensors of equal shape is wrong; the figures per shape otherwise.
+
+    Both mappings: name as in the adapter file -> tensor of the same shape. A figure holds `shape`, `tensors`,
+    `identity` and `best` (mean cosines), `moved` (tensors that the best permutation moves), `gain` (of a moved tensor,
+    on average) and `noise`. JSON.
+    """
+    figures = order_figures(exp_avg, gradients)
+    for figure in figures:
+        if figure["gain"] > CLEARLY * figure["noise"]:
+            raise SiftuneError(
+                f"Adam's moments are in another order than the adapter's tensors: of {figure['tensors']} tensors of "
+                f"shape {figure['shape']}, {figure['moved']} fit another tensor's gradient better (mean cosine "
+                f"{figure['best']:.3f} in the best order, {figure['identity']:.3f} as they are)",
+                where=where,
+                todo="Use a checkpoint of a training whose optimizer Trainer made, or leave out --adopt",
+            )
+    return figures
+
+
+def order_figures(exp_avg: dict[str, Tensor], gradients: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """The probe's figures for each shape that at least two tensors have, see `check_order`."""
+    classes: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name, moment in exp_avg.items():
+        classes[tuple(moment.shape)].append(name)
+    figures = []
+    for shape, names in classes.items():
+        if len(names) < 2:
+            continue
+        cosine = (
+            _unit_rows([exp_avg[name] for name in names]) @ _unit_rows([gradients[name] for name in names]).T
+        )
+        order = best_assignment(cosine)
+        moved = np.flatnonzero(order != np.arange(len(names)))
+        gain = float((cosine[moved, order[moved]] - cosine[moved, moved]).mean()) if moved.size else 0.0
+        figures.append(
+            {
+                "shape": list(shape),
+                "tensors": len(names),
+                "identity": float(np.diag(cosine).mean()),
+                "best": float(cosine[np.arange(len(names)), order].mean()),
+                "moved": int(moved.size),
+                "gain": gain,
+                "noise": _noise(cosine, math.prod(shape)),
+            }
+        )
+    return figures
+
+
+def best_assignment(gain_N_N: NDArray[np.floating]) -> NDArray[np.intp]:
+    """The permutation p with the largest Σ gain[i, p(i)] (Hungarian method with potentials, O(N³))."""
+    n = gain_N_N.shape[0]
+    cost = np.zeros((n + 1, n + 1))
+    cost[1:, 1:] = -gain_N_N
+    row_potential, column_potential = np.zeros(n + 1), np.zeros(n + 1)
+    row_of = np.zeros(n + 1, dtype=np.intp)  # column -> row; row and column 0 are the method's start
+    for row in range(1, n + 1):
+        row_of[0], column = row, 0
+        slack, reached_from = np.full(n + 1, np.inf), np.zeros(n + 1, dtype=np.intp)
+        done = np.zeros(n + 1, dtype=bool)
+        while True:
+            done[column] = True
+            reduced = cost[row_of[column]] - row_potential[row_of[column]] - column_potential
+            better = ~done & (reduced < slack)
+            slack[better], reached_from[better] = reduced[better], column
+            nearest = int(np.argmin(np.where(done, np.inf, slack)))
+            delta = slack[nearest]
+            row_potential[row_of[done]] += delta
+            column_potential[done] -= delta
+            slack[~done] -= delta
+            column = nearest
+            if row_of[column] == 0:
+                break
+        while column:
+            row_of[column] = row_of[reached_from[column]]
+            column = int(reached_from[column])
+    result = np.empty(n, dtype=np.intp)
+    result[row_of[1:] - 1] = np.arange(n)
+    return result
+
+
+def _unit_rows(tensors: list[Tensor]) -> NDArray[np.float64]:
+    rows = np.stack([tensor.detach().double().cpu().numpy().ravel() for tensor in tensors])
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms == 0, 1, norms)
+
+
+def _noise(cosine: NDArray[np.float64], dim: int) -> float:
+    """What chance gains by choosing among the pairs: sqrt(2 ln n²) of the spread of cosines that mean nothing."""
+    n = len(cosine)
+    spread = 1 / math.sqrt(dim)
+    if (
+        n >= 4
+    ):  # gradients have fewer free directions than numbers: the cosines between unlike tensors show it
+        spread = max(spread, 1.4826 * float(np.median(np.abs(cosine))))
+    return spread * math.sqrt(2 * math.log(n * n))

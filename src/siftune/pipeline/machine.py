@@ -1,0 +1,47 @@
+"""What is decided by looking at the machine: device, threads, dtype, batch size. Decided once, then part of the recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from siftune.model.load import choose_dtype
+from siftune.records.errors import SiftuneError
+from siftune.records.recipe import Recipe
+
+
+def settled(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """The recipe with everything that the machine decides filled in, and sentences that say what and why."""
+    device = device_of(recipe)
+    dtype, reason = choose_dtype(recipe.dtype, device)
+    # On a CPU, batching beyond a few rows gains nothing and costs memory; a GPU wants to be filled.
+    batch_tokens = recipe.batch_tokens or (2048 if device.type == "cpu" else 16_384)
+    changes: dict[str, Any] = {"device": str(device), "dtype": dtype, "batch_tokens": batch_tokens}
+    notes = [f"device {device}, dtype {dtype} ({reason})"]
+    if recipe.threads is None:
+        changes["threads"] = (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
+    return recipe.with_settings(changes), notes
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """The device of a recipe; SiftuneError where this machine hasn't it."""
+    name = recipe.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SiftuneError(
+            f"this machine has no such device ({str(error).splitlines()[0]})",
+            where=f"device: {name}",
+            todo="Leave --device out, or use cpu",
+        ) from error
+    return device
+
+
+def pin(recipe: Recipe) -> None:
+    """Use the recipe's number of threads: the order of sums, and so the last bits, depend on it."""
+    if recipe.threads is not None and torch.get_num_threads() != recipe.threads:
+        torch.set_num_threads(recipe.threads)

@@ -1,0 +1,233 @@
+"""The way of the data through a run directory: pool, warm-up, datastore, influence, selection.
+
+Every stage writes files that appear whole and looks first for what is there, so a run that was cut off goes on where it was and
+a finished one is only read. These four functions are what the command line and Python call:
+
+    run      all stages, or up to one
+    score    a new question (target) to an old datastore
+    select   choose again from what is stored
+    append   new rows into an old run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from siftune.pipeline.choosing import choose
+from siftune.pipeline.progress import Reporter
+from siftune.pipeline.rundir import locked, merged, read_run_recipe
+from siftune.pipeline.session import CHOICE, Session
+from siftune.records.budget import Budget
+from siftune.records.errors import SiftuneError
+from siftune.records.recipe import Recipe, make_recipe
+from siftune.selection.selection import Selection
+
+Stage = Literal["pool", "warmup", "datastore", "influence", "selection"]
+STAGES: tuple[Stage, ...] = ("pool", "warmup", "datastore", "influence", "selection")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run directory and the selections that were made or found, by name."""
+
+    path: Path
+    selections: dict[str, Selection]
+
+
+def run(
+    recipe: Recipe, out: Path | str, *, until: Stage = "selection", reporter: Reporter | None = None
+) -> RunResult:
+    """Carry a run on to the stage `until`. Settings of an existing run that aren't asked for stay as they are.
+
+    Raises SiftuneError, before any work where it can be known, for anything that can't be done as asked.
+    """
+    if until not in STAGES:
+        raise SiftuneError(
+            f"there is no stage {until!r}", where="--until", todo=f"Stages are: {', '.join(STAGES)}"
+        )
+    reporter, out = reporter or Reporter(), Path(out)
+    _check_out(out)
+    recorded = read_run_recipe(out) if (out / "recipe.yaml").exists() else None
+    recipe = merged(recorded, recipe) if recorded else recipe
+    _check_complete(recipe, until)
+    with locked(out):
+        if recorded is None:
+            recipe = _settled(recipe, reporter)
+        session = Session(out, recipe, reporter, recorded)
+        session.log.event("run", until=until, target=recipe.target, keep=recipe.keep)
+        encoded = session.read_targets(recipe.target)
+        session.save_recipe(**({} if recorded else {"date": datetime.now(UTC).isoformat(timespec="seconds")}))
+        session.make_pool()
+        session.report_leakage(encoded)
+        reached = STAGES.index(until)
+        if recipe.method == "less" and reached >= STAGES.index("warmup"):
+            _less_stages(session, encoded, reached)
+        if until != "selection":
+            return RunResult(out, {})
+        return _chosen(session, list(recipe.target) or ["random"])
+
+
+def score(
+    path: Path | str,
+    target: Mapping[str, str],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    reporter: Reporter | None = None,
+) -> RunResult:
+    """Ask an old datastore a new question: add targets (NAME -> file) to a run and choose for them.
+
+    settings: as for `select`; the model is loaded for the target's few rows only
+    """
+    path = Path(path)
+    recorded = read_run_recipe(path)
+    recipe = recorded.with_settings({**dict(settings or {}), "target": dict(target)})
+    if not target:
+        raise SiftuneError("no target is given", where="target", todo="Give the rows: --target NAME=FILE")
+    if recorded.method != "less":
+        raise SiftuneError(
+            "this run holds no datastore", where=str(path), todo="Start a run with --method less"
+        )
+    _check_complete(recipe, "selection")
+    with locked(path):
+        session = Session(path, recipe, reporter or Reporter(), recorded)
+        session.log.event("score", target=dict(target), keep=recipe.keep)
+        encoded = session.read_targets(recipe.target)
+        session.report_leakage(encoded)
+        _less_stages(session, encoded, STAGES.index("influence"))
+        session.save_recipe()
+        return _chosen(session, list(target))
+
+
+def select(
+    path: Path | str, settings: Mapping[str, Any], *, targets: Sequence[str] = (), reporter: Reporter | None = None
+) -> RunResult:
+    """Choose again in a run whose influence is there: other budget, rule, method or name. The model isn't needed.
+
+    settings: those of CHOICE that differ from the run's
+    targets:  all of the run's where empty; the method `random` needs none
+    """
+    for key in settings:
+        if key not in CHOICE:
+            raise SiftuneError(
+                f"{key} can't be changed by choosing again", where=key, todo=f"These can: {', '.join(CHOICE)}"
+            )
+    path = Path(path)
+    recorded = read_run_recipe(path)
+    recipe = recorded.with_settings(dict(settings))
+    names = list(targets) or list(recorded.target) or (["random"] if recipe.method == "random" else [])
+    if not names:
+        raise SiftuneError(
+            "this run has no target yet",
+            where=str(path),
+            todo="Add one: 'siftune score RUN --target NAME=FILE'",
+        )
+    _check_keep(recipe)
+    _check_name(recipe, names)
+    with locked(path):
+        session = Session(path, recipe, reporter or Reporter(), recorded)
+        return _chosen(session, names)
+
+
+def append(path: Path | str, pool: Iterable[str], *, reporter: Reporter | None = None) -> int:
+    """Read more files into an old run and make their features and influence; returns how many rows came.
+
+    The checkpoints stay. Selections stay as they were made: choose again under another name.
+    """
+    path = Path(path)
+    recorded = read_run_recipe(path)
+    sources = list(pool)
+    if not sources:
+        raise SiftuneError("no pool is given", where="pool", todo="Give the files: --pool FILE …")
+    with locked(path):
+        session = Session(path, recorded, reporter or Reporter(), recorded)
+        rows = session.append_to_pool(sources)
+        if recorded.method == "less" and session.store_numbers():
+            encoded = session.read_targets(recorded.target)
+            session.report_leakage(encoded)
+            _less_stages(session, encoded, STAGES.index("influence"))
+        return rows
+
+
+def _less_stages(session: Session, encoded: dict[str, Any], reached: int) -> None:
+    from siftune.pipeline.training import make_checkpoints, make_datastore, make_influence
+
+    make_checkpoints(session)
+    if reached >= STAGES.index("datastore"):
+        make_datastore(session)
+    if reached >= STAGES.index("influence"):
+        make_influence(session, encoded)
+
+
+def _chosen(session: Session, names: list[str]) -> RunResult:
+    selections = [choose(session, name) for name in names]
+    return RunResult(session.path, {selection.path.name: selection for selection in selections})
+
+
+def _settled(recipe: Recipe, reporter: Reporter) -> Recipe:
+    """A new run's recipe: paths made whole, and what the machine decides decided."""
+    from siftune.pipeline.machine import settled
+
+    recipe, notes = settled(recipe)
+    for note in notes:
+        reporter.note(note)
+    return recipe
+
+
+def _check_out(out: Path) -> None:
+    if out.is_file():
+        raise SiftuneError("is a file, not a folder", where=str(out), todo="Choose another --out")
+    ours = (out / "recipe.yaml").exists() or (out / ".lock").exists()
+    if out.is_dir() and not ours and any(out.iterdir()):
+        raise SiftuneError(
+            "is a folder with other things in it", where=str(out), todo="Choose a new folder as --out"
+        )
+
+
+def _check_complete(recipe: Recipe, until: Stage) -> None:
+    """What must be given for the stages asked for, checked before any work."""
+    if recipe.model is None:
+        raise SiftuneError(
+            "no model is given", where="model", todo="Give a model folder or hub id: --model M"
+        )
+    if not recipe.pool:
+        raise SiftuneError("no pool is given", where="pool", todo="Give the files: --pool FILE …")
+    if recipe.adopt and recipe.adapter:
+        raise SiftuneError(
+            "adopt and adapter exclude each other",
+            where="adopt",
+            todo="Leave out --adapter: the adopted checkpoints have their own",
+        )
+    if recipe.weights and not recipe.adopt:
+        raise SiftuneError(
+            "weights belong to adopted checkpoints",
+            where="weights",
+            todo="Give --adopt DIR too, or leave out --weights",
+        )
+    if until in ("influence", "selection") and recipe.method == "less" and not recipe.target:
+        raise SiftuneError("no target is given", where="target", todo="Give the rows: --target NAME=FILE")
+    if until == "selection":
+        _check_keep(recipe)
+        _check_name(recipe, list(recipe.target) or ["random"])
+
+
+def _check_keep(recipe: Recipe) -> None:
+    if recipe.keep is None:
+        raise SiftuneError(
+            "how much to keep is not said",
+            where="keep",
+            todo="Give a budget: --keep 5%, --keep 1000 or --keep '2M tokens'",
+        )
+    Budget.parse(recipe.keep)
+
+
+def _check_name(recipe: Recipe, targets: list[str]) -> None:
+    if recipe.name is not None and len(targets) > 1:
+        raise SiftuneError(
+            f"one name can't serve {len(targets)} targets ({', '.join(targets)})",
+            where="name",
+            todo="Choose for one target at a time",
+        )

@@ -1,0 +1,99 @@
+"""The run directory: its recipe, its lock, and which settings may still change."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from siftune.records.errors import SiftuneError
+from siftune.records.files import disk_error, write_text
+from siftune.records.recipe import Recipe, make_recipe, read_recipe
+
+FREE = {"target", "method", "centre", "rule", "keep", "repeats", "name", "device"}
+"""Settings that change nothing that is already made: choosing again, elsewhere, for something else."""
+
+OPEN = (None, "auto", ["auto"], [], {})
+"""Values that leave a setting to be decided: in a run that has decided, they ask for what is there."""
+
+
+def merged(recorded: Recipe, asked: Recipe) -> Recipe:
+    """The recipe of an existing run with what is asked for now.
+
+    Only settings that were set explicitly count. Raises SiftuneError naming the first one that would mix two things in one run.
+    """
+    changes: dict[str, Any] = {}
+    for name in sorted(asked.model_fields_set):
+        now, was = getattr(asked, name), getattr(recorded, name)
+        if now in OPEN or now == was:
+            continue
+        if name == "target":
+            changes["target"] = {**was, **now}
+        elif name == "pool" and was[: len(now)] == now:
+            continue  # rows were appended since
+        elif name in FREE:
+            changes[name] = now
+        else:
+            raise SiftuneError(
+                f"this run was made with {name} = {was!r}; now it is {now!r}",
+                where=name,
+                todo=f"Leave {name} as it was, or start a new run with another --out",
+            )
+    return recorded.with_settings(changes) if changes else recorded
+
+
+def read_run_recipe(path: Path) -> Recipe:
+    """The recipe of a run directory. SiftuneError where it is none."""
+    file = path / "recipe.yaml"
+    if not file.exists():
+        raise SiftuneError(
+            "is not a run directory (it holds no recipe.yaml)",
+            where=str(path),
+            todo="Check the path, or start with 'siftune run'",
+        )
+    return make_recipe(read_recipe(file), where=str(file))
+
+
+def write_run_recipe(path: Path, recipe: Recipe, made_with: dict[str, Any]) -> None:
+    """Write `recipe.yaml`: every setting, and under `made_with` what it was resolved on."""
+    text = yaml.safe_dump(
+        {**recipe.model_dump(), "made_with": made_with}, sort_keys=False, allow_unicode=True, width=110
+    )
+    write_text(path / "recipe.yaml", text)
+
+
+def read_made_with(path: Path) -> dict[str, Any]:
+    """What a run was resolved on so far; empty for a new one."""
+    file = path / "recipe.yaml"
+    return (
+        dict(yaml.safe_load(file.read_text(encoding="utf-8")).get("made_with") or {}) if file.exists() else {}
+    )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a run directory for this process; SiftuneError where another one works in it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except FileExistsError as error:
+        raise SiftuneError("is a file, not a folder", where=str(path), todo="Choose another --out") from error
+    except OSError as error:
+        raise disk_error(error, path) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SiftuneError(
+                "another siftune is working in this run",
+                where=str(path),
+                todo="Wait for it, or use another --out",
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,256 @@
+"""One process's work in one run directory: a method per stage, each of which makes only what is missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from siftune.datastore.index import duplicate_rows, read_index, repeated_ids, scorable_rows, write_index
+from siftune.datastore.manifest import versions
+from siftune.datastore.pool import Pool
+from siftune.datastore.store import Datastore
+from siftune.datastore.targets import Target, write_target
+from siftune.pipeline.progress import Reporter
+from siftune.pipeline.rundir import read_made_with, write_run_recipe
+from siftune.records.errors import SiftuneError
+from siftune.records.files import read_json, write_json
+from siftune.records.log import RunLog
+from siftune.records.readers import TargetRow, read_pool, read_target
+from siftune.records.recipe import Recipe
+
+if TYPE_CHECKING:
+    from siftune.chat.encoder import ChatEncoder
+    from siftune.datastore.pool import TokenRows
+
+
+CHOICE = ("keep", "rule", "centre", "method", "repeats", "name", "seed")
+"""Settings of a choice. A run's recipe keeps those of its first; each selection records its own."""
+
+
+class Session:
+    """Paths, settings and lazily opened parts of a run that this process holds.
+
+    recipe:   what this process works by, with everything resolved that can be before the model is seen
+    recorded: the recipe that the run had before, None for a new run
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, reporter: Reporter, recorded: Recipe | None):
+        self.path, self.recipe, self.reporter, self.recorded = path, recipe, reporter, recorded
+        self.log = RunLog(path / "log.jsonl")
+        self.made_with: dict[str, Any] = read_made_with(path)
+
+    # What is on disk
+
+    @property
+    def pool(self) -> Pool:
+        return Pool(self.path / "pool")
+
+    def store_path(self, checkpoint: int) -> Path:
+        return self.path / "datastore" / "less" / str(checkpoint)
+
+    def store(self, checkpoint: int) -> Datastore:
+        return Datastore(self.store_path(checkpoint), self.pool.plan)
+
+    def store_numbers(self) -> list[int]:
+        """Checkpoints that have a datastore, in order."""
+        folder = self.path / "datastore" / "less"
+        return sorted(
+            int(p.name) for p in folder.glob("*") if p.name.isdigit() and (p / "manifest.json").exists()
+        )
+
+    def target(self, name: str) -> Target:
+        return Target.open(self.path / "targets" / name)
+
+    @cached_property
+    def encoder(self) -> ChatEncoder:
+        """Tokenizer, template and mask of the run; the template of an adopted checkpoint wins over the model's."""
+        from siftune.chat.encoder import ChatEncoder
+        from siftune.chat.tokenizer import load_tokenizer
+        from siftune.model.adopt import template_folder
+
+        recipe = self.recipe
+        if recipe.model is None:
+            raise SiftuneError(
+                "no model is given", where="model", todo="Give a model folder or hub id: --model M"
+            )
+        template_from = template_folder(Path(recipe.adopt)) if recipe.adopt else None
+        tokenizer = load_tokenizer(recipe.model, recipe.revision, template_from=template_from)
+        encoder = ChatEncoder(
+            tokenizer, max_length=recipe.max_length, too_long=recipe.too_long, mask=recipe.mask
+        )
+        self.reporter.note(f"chat template {encoder.describe()}")
+        if template_from:
+            self.reporter.note(f"the chat template is the one saved in {template_from}")
+        return encoder
+
+    def save_recipe(self, **made_with: Any) -> None:
+        """Write `recipe.yaml`; `made_with` adds to what the run was resolved on."""
+        before = self.recorded
+        first = {name: getattr(before, name) for name in CHOICE if getattr(before, name, None) is not None}
+        targets = {**(before.target if before else {}), **self.recipe.target}
+        self.made_with |= {"versions": versions(), **made_with}
+        write_run_recipe(self.path, self.recipe.with_settings({**first, "target": targets}), self.made_with)
+
+    # Reading
+
+    def read_targets(self, targets: Mapping[str, str]) -> dict[str, tuple[Target, TokenRows]]:
+        """Read and encode target files into the run. Any unusable row is an error, before hours of work."""
+        from siftune.datastore.features_writer import encode_target
+
+        read: list[tuple[str, str, list[TargetRow], TokenRows]] = []
+        for name, source in targets.items():
+            rows = read_target(source, name)
+            read.append((name, source, rows, encode_target(rows, self.encoder)))
+        found: dict[str, tuple[Target, TokenRows]] = {}
+        for name, source, rows, tokens in read:
+            target = write_target(self.path / "targets" / name, source, rows, tokens)
+            found[name] = (target, tokens)
+            subtasks = f", {len(target.subtasks)} subtasks" if len(target.subtasks) > 1 else ""
+            self.reporter.note(f"target {name}: {len(rows)} rows{subtasks}")
+        return found
+
+    def make_pool(self) -> None:
+        """Read the pool into `RUN/pool`, unless that is done."""
+        if (self.path / "pool" / "plan.json").exists():
+            self._check_encoder()
+            return
+        if not self.recipe.pool:
+            raise SiftuneError("no pool is given", where="pool", todo="Give the files: --pool FILE …")
+        with self.log.stage("pool") as details:
+            self._read_into_pool(self.recipe.pool)
+            details |= self._report_pool()
+
+    def append_to_pool(self, sources: list[str]) -> int:
+        """Read more files into the run as new shards; how many rows came. Files that are in it already are not read again."""
+        plan = self.pool.plan
+        known = [source for source in sources if source in plan.sources]
+        for source in known:
+            self.reporter.warn(f"{source} is part of this run already and is not read again; only what is missing is made")
+        new = [source for source in sources if source not in known]
+        if new:
+            with self.log.stage("append") as details:
+                self._read_into_pool(new)
+                details |= self._report_pool()
+        self.recipe = self.recipe.with_settings({"pool": list(self.pool.plan.sources)})
+        self.save_recipe()
+        return self.pool.plan.n_rows - plan.n_rows
+
+    def _read_into_pool(self, sources: list[str]) -> None:
+        from siftune.datastore.pool_writer import build_pool
+
+        recipe = self.recipe
+        assert recipe.batch_tokens is not None
+        with self.reporter.bar("reading the pool", None, "rows") as advance:
+            build_pool(
+                self.path / "pool",
+                sources,
+                read_pool(sources),
+                self.encoder,
+                shard_rows=recipe.shard_rows,
+                batch_tokens=recipe.batch_tokens,
+                on_shard=lambda shard: advance(len(shard)),
+            )
+        self.update_index()
+
+    def _check_encoder(self) -> None:
+        if self.pool.plan.encoder != self.encoder.fingerprint:
+            raise SiftuneError(
+                "the tokenizer or chat template is not the one that this run's pool was read with",
+                where=str(self.path / "pool"),
+                todo="Set the model back to what it was, or start a new run with another --out",
+            )
+
+    def update_index(self) -> pa.Table:
+        """Make index and quarantine again from what is on disk."""
+        without_feature: dict[int, str] = {}
+        for number in self.store_numbers():
+            for row, reason in self.store(number).without_feature():
+                without_feature.setdefault(row, f"{reason} at checkpoint {number}")
+        return write_index(
+            self.path, self.pool, warmup_rows=self.warmup_rows() or [], without_feature=without_feature
+        )
+
+    def warmup_rows(self) -> list[int] | None:
+        """Pool rows of the warm-up, or None where it has not been decided (or checkpoints were adopted)."""
+        file = self.path / "checkpoints" / "warmup.json"
+        return read_json(file)["rows"] if file.exists() else None
+
+    def decide_warmup_rows(self, rows: np.ndarray) -> list[int]:
+        write_json(
+            self.path / "checkpoints" / "warmup.json", {"seed": self.recipe.seed, "rows": rows.tolist()}
+        )
+        return rows.tolist()
+
+    def _report_pool(self) -> dict[str, Any]:
+        """Say what was read; the same as log details."""
+        index = read_index(self.path)
+        status = Counter(index["status"].to_pylist())
+        ways = Counter(way for way in index["mask"].to_pylist() if way)
+        duplicates, repeated = duplicate_rows(index), repeated_ids(index)
+        n_usable = status["ok"] + status["truncated"]
+        note, warn = self.reporter.note, self.reporter.warn
+        note(
+            f"pool: {index.num_rows:,} rows, {n_usable:,} usable, "
+            f"trained tokens found by {', '.join(f'{way} ({n:,})' for way, n in ways.most_common())}"
+        )
+        if status["truncated"]:
+            warn(
+                f"{status['truncated']:,} rows are longer than max_length {self.recipe.max_length} and were cut at their end"
+            )
+        if status["quarantined"]:
+            reasons = Counter(
+                r
+                for r, s in zip(index["reason"].to_pylist(), index["status"].to_pylist(), strict=True)
+                if s == "quarantined"
+            )
+            commonest, n = reasons.most_common(1)[0]
+            warn(
+                f"{status['quarantined']:,} rows are in {self.path / 'quarantine.jsonl'}; most often ({n:,}): {commonest}"
+            )
+        if repeated:
+            warn(
+                f"{len(repeated):,} ids occur more than once, {repeated[0]!r} among them; rows are told apart by their place"
+            )
+        if duplicates:
+            note(
+                f"{duplicates:,} rows repeat an earlier one exactly; of each, the first can be chosen (--repeats lets all)"
+            )
+        if not n_usable:
+            raise SiftuneError(
+                "no row of the pool can be used",
+                where=str(self.path / "quarantine.jsonl"),
+                todo="See the reasons there",
+            )
+        return {
+            "rows": index.num_rows,
+            "status": dict(status),
+            "mask": dict(ways),
+            "duplicates": duplicates,
+            "repeated_ids": len(repeated),
+        }
+
+    def report_leakage(self, targets: Mapping[str, tuple[Target, TokenRows]]) -> None:
+        """Say which target rows stand in the pool too."""
+        if not targets:
+            return
+        index = read_index(self.path).select(["row", "fingerprint"])
+        for name, (target, _) in targets.items():
+            leaked = index.filter(pc.is_in(index["fingerprint"], pa.array(target.fingerprint_V)))
+            if leaked.num_rows:
+                rows = leaked["row"].to_pylist()
+                self.log.event("leakage", target=name, rows=rows[:100], count=len(rows))
+                self.reporter.warn(
+                    f"leakage: {len(rows)} pool rows are also rows of the target {name!r} (pool row {rows[0]} among them);"
+                    " they will score high, and a test on like rows says little"
+                )
+
+    def scorable(self) -> np.ndarray:
+        """Rows that aren't quarantined."""
+        return scorable_rows(read_index(self.path))

@@ -1,0 +1,45 @@
+"""Settings from where a person may write them: a recipe file, a preset, `--set`, flags. Later ones win."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from siftune.records.errors import SiftuneError
+from siftune.records.recipe import PRESETS, Recipe, make_recipe, read_recipe
+
+FROM_ADOPTED = ("adapter", "warmup_fraction", "epochs", "rank", "alpha", "dropout", "lora_targets", "learning_rate", "batch")
+
+
+def gathered(
+    *, recipe_file: Path | None, preset: str | None, set_lines: Sequence[str], given: Mapping[str, Any]
+) -> Recipe:
+    """One recipe of all that was written; flags (`given`) over `--set NAME=VALUE` over the preset over the file.
+
+    Raises SiftuneError for an unknown preset or setting, and for a warm-up setting beside `--adopt`, which it can't change.
+    """
+    settings: dict[str, Any] = read_recipe(recipe_file) if recipe_file else {}
+    if preset is not None:
+        if preset not in PRESETS:
+            raise SiftuneError(f"there is no preset {preset!r}", where="--preset", todo=f"Presets are: {', '.join(PRESETS)}")
+        settings |= PRESETS[preset]
+    flags = {**dict(map(_set_line, set_lines)), **given}
+    settings |= flags
+    if settings.get("adopt"):
+        for name in FROM_ADOPTED:
+            if name in flags:
+                raise SiftuneError(f"{name} is what the adopted training made it", where=name, todo="Leave it out, or leave out --adopt")
+    return make_recipe(settings, where="settings")
+
+
+def _set_line(line: str) -> tuple[str, Any]:
+    name, equals, value = line.partition("=")
+    if not equals:
+        raise SiftuneError(f"{line!r} is not NAME=VALUE", where="--set", todo="Write for example --set epochs=2")
+    try:
+        return name.strip().replace("-", "_"), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SiftuneError(f"{value!r} is not a value", where=f"--set {name}", todo="Quote it") from error

@@ -1,0 +1,90 @@
+"""Files that appear whole or not at all: write aside, fsync, rename, fsync the folder.
+
+A reader can therefore trust any file that has its final name, whatever killed the writer.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from siftune.records.errors import SiftuneError
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a path aside `path`; when the block ends without error, it becomes `path` at once.
+
+    An error in the block removes what was written aside. A full disk is raised as SiftuneError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        _fsync(aside)
+        os.replace(aside, path)
+        _fsync(path.parent)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def disk_error(error: OSError, path: Path) -> Exception:
+    """The SiftuneError for a full disk, quota or read-only folder; any other OSError unchanged."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SiftuneError(
+            "the disk is full", where=str(path), todo="Free some space and run the same command again: it goes on here"
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return SiftuneError(
+            f"cannot be written ({error.strerror})", where=str(path), todo="Choose a folder you may write to (--out)"
+        )
+    return error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole."""
+    with written_whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole, indented, keys in the given order, one final newline."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that siftune wrote; SiftuneError where it is broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SiftuneError(
+            f"is not valid JSON ({error})", where=str(path), todo="Remove it and run the same command again"
+        ) from error
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Hex SHA-256 of a JSON value in canonical form (sorted keys, no spaces, ASCII)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

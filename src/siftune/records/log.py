@@ -1,0 +1,50 @@
+"""`RUN/log.jsonl`: an event a line, appended; what happened when, how long it took, what it needed."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+class RunLog:
+    """Appends events to a run's log. A line that a kill cut off harms nothing: readers skip it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def event(self, event: str, **details: Any) -> None:
+        """Append one event; `details` must be JSON values."""
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    @contextmanager
+    def stage(self, stage: str) -> Iterator[dict[str, Any]]:
+        """Log a stage's begin and end with wall and CPU seconds and the process's peak memory (MiB).
+
+        What the block puts into the yielded dict is logged with the end. A failed stage is logged as such.
+        """
+        self.event("stage began", stage=stage)
+        wall, cpu, details = time.perf_counter(), time.process_time(), dict[str, Any]()
+        outcome = "stage failed"
+        try:
+            yield details
+            outcome = "stage done"
+        except KeyboardInterrupt:
+            outcome = "stage interrupted"
+            raise
+        finally:
+            self.event(
+                outcome,
+                stage=stage,
+                seconds=round(time.perf_counter() - wall, 2),
+                cpu_seconds=round(time.process_time() - cpu, 2),
+                peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                **details,
+            )

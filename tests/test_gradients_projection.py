@@ -1,0 +1,79 @@
+"""The projection: what it preserves, and that it depends on seed, name and coordinate alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from siftune.gradients.projection import make_projector, rademacher_draw, sketch_draw
+
+
+FIXED = ([3930, 2075, 1611, 5546, 4627, 5983], [1, -1, -1, 1, -1, -1])
+FIXED_DENSE = [[1, -1, 1, -1, -1, 1, 1, 1, -1, -1], [1, -1, -1, 1, -1, 1, -1, 1, -1, 1]]
+
+
+def project(kind: str, parts: dict[str, torch.Tensor], n_features: int, seed: int = 0) -> torch.Tensor:
+    projector = make_projector(kind, {n: p.shape[1] for n, p in parts.items()}, n_features, seed)
+    out = torch.zeros(len(next(iter(parts.values()))), projector.n_features)
+    for name, part in parts.items():
+        projector.add(name, part, out)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["sketch", "rademacher"])
+def test_cosines_are_kept_within_the_johnson_lindenstrauss_error(kind: str) -> None:
+    torch.manual_seed(0)
+    n_features, n = 1024, 24
+    common = torch.randn(1, 20_000)
+    parts = {"a": torch.randn(n, 20_000) + common, "b": torch.randn(n, 3_000) * 3}
+    exact = torch.nn.functional.normalize(torch.cat(list(parts.values()), 1))
+    got = torch.nn.functional.normalize(project(kind, parts, n_features))
+    pairs = np.triu_indices(n, 1)
+    error = ((got @ got.T) - (exact @ exact.T))[pairs]
+    assert error.square().mean().sqrt() < 1.15 / n_features**0.5
+
+
+@pytest.mark.parametrize("kind", ["sketch", "rademacher"])
+def test_squared_lengths_are_kept(kind: str) -> None:
+    torch.manual_seed(1)
+    parts = {"a": torch.randn(16, 5_000)}
+    ratio = project(kind, parts, 2048).square().sum(1) / parts["a"].square().sum(1)
+    assert ratio.mean() == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("kind", ["sketch", "rademacher"])
+def test_order_of_parameters_and_batch_do_not_matter(kind: str) -> None:
+    torch.manual_seed(2)
+    parts = {"a": torch.randn(5, 700), "b": torch.randn(5, 300)}
+    whole = project(kind, parts, 64)
+    turned = project(kind, {"b": parts["b"], "a": parts["a"]}, 64)
+    one = project(kind, {n: p[3:4] for n, p in parts.items()}, 64)
+    torch.testing.assert_close(turned, whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(one[0], whole[3], rtol=1e-5, atol=1e-5)
+
+
+def test_seed_and_name_change_the_map_and_size_does_not() -> None:
+    bucket, sign = sketch_draw(3, "x", 1000, 256)
+    again, sign_again = sketch_draw(3, "x", 500, 256)
+    assert (bucket[:500] == again).all()
+    assert (sign[:500] == sign_again).all()
+    assert (sketch_draw(4, "x", 1000, 256)[0] != bucket).mean() > 0.9
+    assert (sketch_draw(3, "y", 1000, 256)[0] != bucket).mean() > 0.9
+    assert set(np.unique(sign)) == {-1.0, 1.0}
+    assert bucket.min() >= 0
+    assert bucket.max() < 256
+
+
+def test_the_map_is_the_same_on_any_machine() -> None:
+    """Fixed figures: a store made today is readable for ever."""
+    bucket, sign = sketch_draw(0, "w", 6, 8192)
+    assert (bucket.tolist(), sign.astype(int).tolist()) == FIXED
+    assert rademacher_draw(0, "w", 5, 2, 10).astype(int).tolist() == FIXED_DENSE
+
+
+def test_dense_signs_do_not_depend_on_chunks() -> None:
+    whole = rademacher_draw(1, "x", 0, 40, 300)
+    parts = np.concatenate([rademacher_draw(1, "x", s, 8, 300) for s in range(0, 40, 8)])
+    assert (whole == parts).all()
+    assert abs(whole.mean()) < 0.05
