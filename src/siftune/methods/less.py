@@ -16,12 +16,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
 from siftune.datastore.store import Datastore
 from siftune.datastore.targets import Target, read_influence, target_features
-from siftune.records.files import digest_of, written_whole
+from siftune.records.files import written_whole
 
 
 class WeightedStore(NamedTuple):
@@ -56,12 +54,12 @@ class Centre(NamedTuple):
 
 def centre_of(store: Datastore) -> Centre:
     """The centre of a checkpoint's features, from two passes over the store, kept beside it until the store grows."""
-    file = store.path / "centre.safetensors"
-    digest = digest_of([shard.digest for shard in store.plan.shards])
+    file = store.path / "centre.npz"
+    shards = np.array([shard.digest for shard in store.plan.shards])
     if file.exists():
-        with safe_open(file, "numpy") as opened:
-            if (opened.metadata() or {}).get("shards") == digest:
-                return Centre(**load_file(file))
+        with np.load(file, allow_pickle=False) as kept:
+            if np.array_equal(kept["shards"], shards):
+                return Centre(kept["mean_D"], kept["dot_N"], kept["square_N"])
     total_D, count = np.zeros(0), 0
     for shard in store.plan.shards:
         features_N_D = store.features(shard)
@@ -75,8 +73,8 @@ def centre_of(store: Datastore) -> Centre:
         dot.append(features_N_D @ mean_D)
         square.append(np.einsum("nd,nd->n", features_N_D, features_N_D))
     centre = Centre(mean_D, np.concatenate(dot), np.concatenate(square))
-    with written_whole(file) as aside:
-        save_file(centre._asdict(), aside, metadata={"shards": digest})
+    with written_whole(file) as aside, aside.open("wb") as out:
+        np.savez(out, shards=shards, **centre._asdict())
     return centre
 
 

@@ -38,7 +38,7 @@ def opened(path: Path) -> Iterator[io.BufferedIOBase]:
         with pa.OSFile(str(path)) as packed, pa.CompressedInputStream(packed, "zstd") as file:
             yield io.BufferedReader(file, _CHUNK)
     else:
-        with path.open("rb", buffering=_CHUNK) as file:
+        with io.BufferedReader(io.FileIO(path), _CHUNK) as file:
             yield file
 
 

@@ -1,0 +1,128 @@
+"""`siftune doctor`: is this machine, model, template and data fit for a run? Looks at all, changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from siftune.chat.encoder import ChatEncoder, Encoded
+from siftune.chat.show import show
+from siftune.chat.tokenizer import load_tokenizer
+from siftune.datastore.manifest import versions
+from siftune.model.adopt import adopt, template_folder
+from siftune.model.load import load_model
+from siftune.pipeline.machine import device_of, settled
+from siftune.records.errors import SiftuneError
+from siftune.records.example import Example
+from siftune.records.readers import read_pool, read_target
+from siftune.records.recipe import Recipe
+
+
+def examine(recipe: Recipe, n_examples: int, console: Console | None = None) -> bool:
+    """Print what was found; whether all of it is fit. Only what is given is looked at."""
+    console = console or Console(highlight=False)
+    sound = _machine(recipe, console)
+    if recipe.model is None:
+        console.print("Give --model (and --pool, --target, --adopt) to have them looked at too.")
+        return sound
+    try:
+        template_from = template_folder(Path(recipe.adopt)) if recipe.adopt else None
+        tokenizer = load_tokenizer(recipe.model, recipe.revision, template_from=template_from)
+        encoder = ChatEncoder(tokenizer, max_length=recipe.max_length, too_long=recipe.too_long, mask=recipe.mask)
+        console.print(f"chat template    {escape(encoder.describe())}", soft_wrap=True)
+    except SiftuneError as error:
+        return _fault(console, error)
+    for source in recipe.pool:
+        sound &= _pool(source, encoder, tokenizer, n_examples, console)
+    for name, source in recipe.target.items():
+        sound &= _target(name, source, encoder, console)
+    if recipe.adopt:
+        sound &= _adoption(recipe, console)
+    console.print("All of it is fit for a run." if sound else "[red]Not all of it is fit for a run.[/red]")
+    return sound
+
+
+def _machine(recipe: Recipe, console: Console) -> bool:
+    console.print("versions         " + ", ".join(f"{name} {number}" for name, number in versions().items()), soft_wrap=True)
+    try:
+        resolved, notes = settled(recipe)
+    except SiftuneError as error:
+        return _fault(console, error)
+    for note in notes:
+        console.print(f"machine          {escape(note)}, {resolved.threads} threads", soft_wrap=True)
+    device = device_of(resolved)
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        console.print(f"memory           {free / 2**30:.0f} of {total / 2**30:.0f} GiB free on {torch.cuda.get_device_name(device)}")
+    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        console.print(f"memory           {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB in all")
+    console.print(f"disk             {shutil.disk_usage('.').free / 2**30:.0f} GiB free here")
+    return True
+
+
+def _pool(source: str, encoder: ChatEncoder, tokenizer: object, n_examples: int, console: Console) -> bool:
+    """Show the first examples of a source with their trained tokens, and count what a longer look finds."""
+    shown = usable = looked = 0
+    reasons: dict[str, str] = {}
+    try:
+        for item in islice(read_pool([source]), 1000):
+            looked += 1
+            encoded = encoder.encode(item) if isinstance(item, Example) else item.reason
+            if isinstance(encoded, Encoded):
+                usable += 1
+                if shown < n_examples:
+                    shown += 1
+                    about = f"{len(encoded.token_ids)} tokens, {int(encoded.trained.sum())} trained, found by {encoded.way}"
+                    console.rule(f"{escape(item.where)}: {about}", align="left")
+                    console.print(show(encoded, tokenizer, colour=console.is_terminal))  # pyright: ignore[reportArgumentType]
+            else:
+                reasons.setdefault(encoded, item.where)
+    except SiftuneError as error:
+        return _fault(console, error)
+    if shown:
+        console.rule()
+    console.print(f"pool             {escape(source)}: {usable} of the first {looked} rows can be used", soft_wrap=True)
+    for reason, where in islice(reasons.items(), 5):
+        console.print(f"                 {escape(where)}: {escape(reason)}", soft_wrap=True)
+    return usable > 0
+
+
+def _target(name: str, source: str, encoder: ChatEncoder, console: Console) -> bool:
+    try:
+        rows = read_target(source, name)
+        for row in rows:
+            if isinstance(reason := encoder.encode(row.example), str):
+                raise SiftuneError(f"this target row can't be used: {reason}", where=row.example.where, todo="Correct or remove it")
+    except SiftuneError as error:
+        return _fault(console, error)
+    subtasks = len({row.subtask for row in rows})
+    console.print(f"target           {name}: {len(rows)} rows, {subtasks} subtask{'s' * (subtasks > 1)}, all usable")
+    return True
+
+
+def _adoption(recipe: Recipe, console: Console) -> bool:
+    assert recipe.model is not None
+    assert recipe.adopt is not None
+    try:
+        base = load_model(recipe.model, revision=recipe.revision)
+        with tempfile.TemporaryDirectory() as folder:
+            adopted = adopt(Path(recipe.adopt), Path(folder), base=base, weights=recipe.weights)
+            weights = ", ".join(f"{checkpoint.weight:.3f}" for checkpoint in adopted.checkpoints)
+    except SiftuneError as error:
+        return _fault(console, error)
+    console.print(f"adopt            {len(adopted.checkpoints)} checkpoints, weights {weights}")
+    for note in adopted.notes:
+        console.print(f"                 {escape(note)}", soft_wrap=True)
+    return True
+
+
+def _fault(console: Console, error: SiftuneError) -> bool:
+    console.print(f"[red]fault[/red]            {escape(str(error))}", soft_wrap=True)
+    return False
