@@ -15,6 +15,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     Phi3Config,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -34,43 +35,45 @@ SENTENCES = [
     "Add 12 and 30, then subtract 7. The answer is 35.",
 ]
 
-_SHARED: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": HIDDEN,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 2,
-}
-CONFIGS = {
-    "llama": lambda: LlamaConfig(**_SHARED),
-    "qwen2": lambda: Qwen2Config(**_SHARED),
-    "mistral": lambda: MistralConfig(**_SHARED),
-    "gemma": lambda: GemmaConfig(**_SHARED, head_dim=8),
-    "phi3": lambda: Phi3Config(**_SHARED),
-    "gpt2": lambda: GPT2Config(
-        vocab_size=VOCAB,
-        n_embd=HIDDEN,
-        n_layer=2,
-        n_head=4,
-        n_positions=256,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=2,
-    ),
-}
-ARCHITECTURES = tuple(CONFIGS)
+ARCHITECTURES = ("llama", "qwen2", "mistral", "gemma", "phi3", "gpt2")
 
 
-def tiny_model(arch: str, seed: int = 0) -> PreTrainedModel:
+def tiny_config(arch: str, hidden: int = HIDDEN) -> PreTrainedConfig:
+    """Two layers, four heads, `hidden` numbers a token; 4-bit bases on a CPU need a multiple of 64."""
+    shared: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 2,
+    }
+    if arch == "gpt2":
+        return GPT2Config(
+            vocab_size=VOCAB,
+            n_embd=hidden,
+            n_layer=2,
+            n_head=4,
+            n_positions=256,
+            pad_token_id=0,
+            bos_token_id=2,
+            eos_token_id=2,
+        )
+    if arch == "gemma":
+        return GemmaConfig(**shared, head_dim=hidden // 4)
+    classes = {"llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig, "phi3": Phi3Config}
+    return classes[arch](**shared)
+
+
+def tiny_model(arch: str, seed: int = 0, hidden: int = HIDDEN) -> PreTrainedModel:
     """A random fp32 model of two layers, frozen, in eval mode; the same weights for the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(CONFIGS[arch](), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(tiny_config(arch, hidden), dtype=torch.float32)
     return model.requires_grad_(False).eval()
 
 
@@ -95,8 +98,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def write_tiny_model(folder: Path, arch: str, seed: int = 0) -> Path:
+def write_tiny_model(folder: Path, arch: str, seed: int = 0, hidden: int = HIDDEN) -> Path:
     """Write `tiny_model` and `tiny_tokenizer` to a folder that `from_pretrained` reads; returns the folder."""
-    tiny_model(arch, seed).save_pretrained(folder)
+    tiny_model(arch, seed, hidden).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder

@@ -20,14 +20,15 @@ rendered chat; the mask is found by position and stays right.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from siftune.chat.known import training_variant
-from siftune.chat.marked import marked_spans
-from siftune.chat.prefix import prefix_spans
+from siftune.chat.marked import marked_spans, marks_the_question
+from siftune.chat.prefix import prefix_spans, unsaid_call
 from siftune.chat.template import DEFAULT_TEMPLATE, MARKERS, Renderer, RenderError, Span, learn_shape
 from siftune.chat.tokens import Tokenise
 from siftune.records.errors import SiftuneError
@@ -91,18 +92,23 @@ class ChatEncoder:
         self._max_length = max_length
         self._too_long = too_long
         self._mask = mask
-        texts = template_texts(tokenizer)
-        self._templates = {name: _Template(tokenizer, text, mask) for name, text in texts.items()}
-        self.fingerprint = digest_of(
+        self._tokenizer = tokenizer
+        self._texts = template_texts(tokenizer)
+        self._templates = {name: _Template(tokenizer, text, mask) for name, text in self._texts.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits of all that decides token ids and masks: tokenizer, template, these settings, our rules."""
+        return digest_of(
             {
                 "rules": _RULES,
-                "tokenizer": self._tokenise.backend.to_str(),
-                "split_special_tokens": self._tokenise.backend.encode_special_tokens,
-                "special_tokens": _special_tokens(tokenizer),
-                "templates": texts,
-                "max_length": max_length,
-                "too_long": too_long,
-                "mask": mask,
+                "tokenizer": self._tokenise.describe(),
+                "split_special_tokens": bool(self._tokenizer.split_special_tokens),
+                "special_tokens": _special_tokens(self._tokenizer),
+                "templates": self._texts,
+                "max_length": self._max_length,
+                "too_long": self._too_long,
+                "mask": self._mask,
             }
         )[:32]
 
@@ -130,9 +136,9 @@ class ChatEncoder:
             tokens = self._tokenise(text)
         except RenderError as error:
             return str(error)
-        # The Rust side raises untyped exceptions, and what is wrong is the text of this row.
+        # The Rust side raises untyped exceptions, and what is wrong is this row.
         except Exception as error:
-            return f"the tokenizer fails: {type(error).__name__}: {str(error)[:200]}"
+            return f"it cannot be tokenised: {type(error).__name__}: {str(error)[:200]}"
 
         found = template.spans(messages, tools, text)
         if isinstance(found, str):
@@ -183,6 +189,7 @@ class _Template:
         elif variant := training_variant(text):
             self.name = variant.name
             ways["known"] = ("known", Renderer(variant.text, special))
+        self._marks_question = any(marked and marks_the_question(marked) for _, marked in ways.values())
         ways["prefix"] = ("prefix", None)
         if mask != "auto" and mask not in ways:
             lacks = {
@@ -213,6 +220,8 @@ class _Template:
                 found = prefix_spans(self.render, self._shape, messages, tools, text)
                 if not isinstance(found, str):
                     return way, found
+            elif self._marks_question:
+                found = "the template's markers mark what the user says too"
             else:
                 found = marked_spans(marked, self._shape, messages, tools, text)
                 if not isinstance(found, str):
@@ -234,10 +243,8 @@ class _Template:
                 ]
                 if self.render(other, tools) == text:
                     return f"the template leaves out turn {i + 1} ({message['role']})"
-            for call in message.get("tool_calls") or []:
-                name = (call.get("function") or call).get("name")
-                if not isinstance(name, str) or name not in text:
-                    return f"the template leaves out the tool call of turn {i + 1} ({name})"
+            if call := unsaid_call(message, text):
+                return f"the template leaves out the call of {call} in turn {i + 1}"
         return self._ignores_reasoning(messages, text)
 
     def _ignores_reasoning(self, messages: list[Message], text: str) -> str | None:

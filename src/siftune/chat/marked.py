@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from siftune.chat.template import Renderer, RenderError, Shape, Span
+from siftune.chat.prefix import unsaid_call
+from siftune.chat.template import ANSWER, QUESTION, Renderer, RenderError, Shape, Span
 from siftune.records.example import Message
 
 
@@ -54,6 +55,15 @@ def marked_spans(
     return _all_said(spans, messages, text) or Marked(spans, added)
 
 
+def marks_the_question(render: Renderer) -> bool:
+    """Whether the markers of a template take in what the user says."""
+    try:
+        text, spans = render.with_marks([QUESTION, ANSWER], None)
+    except RenderError:
+        return False  # then the shape is not known either, and each row speaks for itself
+    return any(QUESTION["content"] in text[start:end] for start, end in spans)
+
+
 def _joined(raw: list[Span]) -> list[Span]:
     """Spans in order, with those that touch made one."""
     joined: list[Span] = []
@@ -83,11 +93,9 @@ def _all_said(spans: list[Span], messages: list[Message], text: str) -> str | No
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        words = [message["content"].rsplit("</think>", 1)[-1].strip()]
-        words += [str((call.get("function") or call)["name"]) for call in message.get("tool_calls") or []]
-        for word in words:
-            at = said.find(word, at)
-            if at < 0:
-                return f"the markers leave out what turn {i + 1} says"
-            at += len(word)
+        words = message["content"].rsplit("</think>", 1)[-1].strip()
+        start = said.find(words, at)
+        if start < 0 or unsaid_call(message, said[start:]):
+            return f"the markers leave out what turn {i + 1} says"
+        at = start + len(words)
     return None

@@ -49,11 +49,19 @@ def prefix_spans(
             end = len(upto) - len(shape.tail) + len(shape.ending)
         if end < len(opening):
             return f"{turn}: the template writes nothing for it"
+        if call := unsaid_call(message, upto[len(opening) : end]):
+            return f"{turn}: the template leaves out the call of {call}"
         if not text.startswith(upto[:end]):
             later = _first_rewriter(render, messages, tools, upto[:end], i)
             return f"the template rewrites earlier turns: turn {i + 1} renders differently once turn {later} follows"
         spans.append((len(opening), end))
     return spans
+
+
+def unsaid_call(message: Message, said: str) -> str | None:
+    """The name of a function that the turn calls and `said` does not name; None where all are named."""
+    names = (str((call.get("function") or call).get("name")) for call in message.get("tool_calls") or [])
+    return next((name for name in names if name not in said), None)
 
 
 def _first_rewriter(

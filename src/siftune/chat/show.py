@@ -19,7 +19,9 @@ def show(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, *, colour: bool =
     text = Text()
     edges = np.flatnonzero(np.diff(encoded.trained.astype(np.int8), prepend=-1))
     for start, end in zip(edges, [*edges[1:], len(encoded.token_ids)], strict=True):
-        piece = _escaped(str(tokenizer.decode(encoded.token_ids[start:end].tolist(), skip_special_tokens=False)))
+        piece = _escaped(
+            str(tokenizer.decode(encoded.token_ids[start:end].tolist(), skip_special_tokens=False))
+        )
         if not encoded.trained[start]:
             text.append(piece, style="dim" if colour else "")
         elif colour:

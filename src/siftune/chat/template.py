@@ -115,9 +115,9 @@ class Shape:
         return any(token.end() == len(text) for token in near)
 
 
-_QUESTION: Message = {"role": "user", "content": "Qz7 asks"}
+QUESTION: Message = {"role": "user", "content": "Qz7 asks"}
 _WORDS = "Qz7replies"
-_ANSWER: Message = {"role": "assistant", "content": _WORDS}
+ANSWER: Message = {"role": "assistant", "content": _WORDS}
 
 
 def learn_shape(render: Renderer, special_tokens: list[str]) -> Shape:
@@ -131,8 +131,8 @@ def learn_shape(render: Renderer, special_tokens: list[str]) -> Shape:
     special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
     nothing = Shape("", "", "", special)
     try:
-        asked, opened = render([_QUESTION], None), render([_QUESTION], None, prompt=True)
-        answered = render([_QUESTION, _ANSWER], None)
+        asked, opened = render([QUESTION], None), render([QUESTION], None, prompt=True)
+        answered = render([QUESTION, ANSWER], None)
     except RenderError as error:
         return _without(nothing, f"a probe conversation of one question and one answer fails: {error}")
     if answered.count(_WORDS) != 1:
@@ -141,7 +141,7 @@ def learn_shape(render: Renderer, special_tokens: list[str]) -> Shape:
     words = answered.index(_WORDS)
     tail = answered[words + len(_WORDS) :]
     try:
-        middle = render([_QUESTION, _ANSWER, _QUESTION], None).partition(_WORDS)[2]
+        middle = render([QUESTION, ANSWER, QUESTION], None).partition(_WORDS)[2]
     except RenderError:
         middle = tail  # a template of single questions: nothing ever follows an answer
     endings = _endings(tail, special)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from siftune.chat.template import Span
@@ -35,25 +34,34 @@ class Masked:
 
 
 class Tokenise:
-    """A tokenizer's own fast backend on a private copy: no special tokens added, nothing truncated or padded."""
+    """A fast tokenizer on rendered text: no special tokens added, nothing truncated or padded."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.backend: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)  # pyright: ignore[reportAttributeAccessIssue]
-        self.backend.no_truncation()
-        self.backend.no_padding()
-        self.backend.encode_special_tokens = bool(tokenizer.split_special_tokens)
-        self.added_ids = frozenset(tokenizer.added_tokens_decoder)
+        self._backend: Tokenizer = tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+        self._split_special = bool(tokenizer.split_special_tokens)
+        self._added_ids = frozenset(tokenizer.added_tokens_decoder)
 
     def __call__(self, text: str) -> Tokens:
-        encoding = self.backend.encode(text, add_special_tokens=False)
+        encoding = self._encode(text)
         offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         ends = np.maximum.accumulate(offsets[:, 1]) if len(offsets) else offsets[:, 1]
         before = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
         return Tokens(text, np.array(encoding.ids, dtype=np.int32), np.minimum(offsets[:, 0], before), ends)
 
-    def ids_of(self, text: str) -> np.ndarray:
-        """Token ids int32 [T] alone."""
-        return np.array(self.backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+    def describe(self) -> str:
+        """Everything that decides token ids, as JSON text."""
+        self._reset()
+        return self._backend.to_str()
+
+    def _encode(self, text: str) -> Encoding:
+        self._reset()
+        return self._backend.encode(text, add_special_tokens=False)
+
+    def _reset(self) -> None:
+        # These stay as whoever used the tokenizer last left them.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = self._split_special
 
     def trained(self, tokens: Tokens, spans: list[Span]) -> Masked | str:
         """The mask of the tokens inside the spans; the reason where a token lies across a span's edge.
@@ -69,7 +77,7 @@ class Tokenise:
                 first -= 1
             while first < len(starts) and starts[first] < start < ends[first]:
                 outside, inside = text[starts[first] : start], text[start : ends[first]]
-                if int(tokens.ids[first]) in self.added_ids and inside.isspace():
+                if int(tokens.ids[first]) in self._added_ids and inside.isspace():
                     first += 1
                     continue
                 shared = f"the role header and the answer share a token ({(outside + inside)[:40]!r})"
@@ -87,7 +95,7 @@ class Tokenise:
     def start_disproved(self, tokens: Tokens, spans: list[Span]) -> str | None:
         """A reason if the text before some span, tokenised alone, is not how the tokens begin."""
         for start, _ in spans:
-            alone = self.ids_of(tokens.text[:start])
+            alone = np.array(self._encode(tokens.text[:start]).ids, dtype=np.int32)
             if not np.array_equal(alone, tokens.ids[: len(alone)]):
                 prompt = tokens.text[max(0, start - 30) : start]
                 return f"the generation prompt ({prompt!r}) has other tokens when the answer follows"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
@@ -64,7 +65,7 @@ def load_model(
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise _load_error(error, model, folder) from error
     loaded, info = result
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
@@ -132,6 +133,10 @@ def _cpu_flags() -> set[str]:
 
 def _local_folder(model: str) -> Path | None:
     """The folder that `model` names, or None where it is a hub id."""
+    if not model:
+        raise SiftuneError(
+            "no model is given", where="model", todo="Give a model folder or hub id: --model M"
+        )
     path = Path(model).expanduser()
     if path.is_dir():
         return path

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import (
     LoraConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "is_lora_weight",
     "load_adapter",
     "lora_parameters",
+    "seed_32",
 ]
 
 ADAPTER = "default"
@@ -73,11 +75,16 @@ def add_lora(
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     with quiet_transformers(), torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(seed_32(seed))
         peft_model = get_peft_model(model, config, adapter_name=ADAPTER)
     check_supported(peft_model)
     assert isinstance(peft_model, PeftModel)
     return peft_model
+
+
+def seed_32(seed: int) -> int:
+    """32 bits out of any seed: NumPy's global generator takes no more, and torch's CPU generator reads no more."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:

@@ -36,7 +36,7 @@ _KEYS_OF_OTHERS = {
     "RMS": "Adafactor",
     "absmax1": "8-bit Adam",
     "state1": "8-bit (bitsandbytes) Adam",
-    "momentum_buffer": "SGD with momentum",
+    "momentum_buffer": "SGD",
     "exp_avg_diff": "Adan",
 }
 _RETRAIN = "Train with optim=adamw_torch, or leave out --adopt and let siftune do a warm-up"
@@ -62,8 +62,10 @@ def read_optimizer_state(folder: Path, model: PeftModel) -> AdamState:
     """
     where = str(folder / "optimizer.pt")
     state, groups = _load(folder)
-    _check_groups(groups, where)
     _check_kind(state, where)
+    _check_groups(groups, where)
+    if not state:
+        raise SiftuneError("holds no moments: the optimizer took no step", where=where, todo=_RETRAIN)
     rule, numbers = _numbers(model, [group["params"] for group in groups], state, where)
     parameters = dict(model.named_parameters())
     of_file = {id(parameter): name for name, parameter in lora_parameters(model).items()}
@@ -154,10 +156,8 @@ def _load(folder: Path) -> tuple[dict[int, dict[str, Any]], list[dict[str, Any]]
         raise SiftuneError(
             f"cannot be read ({short})", where=str(path), todo="Copy it again, or retrain"
         ) from error
-    if not isinstance(whole, dict) or not whole.keys() >= {"state", "param_groups"} or not whole["state"]:
-        raise SiftuneError(
-            "is not the state of an optimizer that took a step", where=str(path), todo=_RETRAIN
-        )
+    if not isinstance(whole, dict) or not whole.keys() >= {"state", "param_groups"}:
+        raise SiftuneError("is not the state of an optimizer", where=str(path), todo=_RETRAIN)
     if not all(isinstance(number, int) for number in whole["state"]):
         raise SiftuneError(
             "knows its parameters by name, not by number as Trainer does", where=str(path), todo=_RETRAIN

@@ -27,7 +27,7 @@ from transformers.trainer_callback import PrinterCallback
 from siftune.model.adopt import adopt
 from siftune.model.checkpoint import Checkpoint, list_checkpoints
 from siftune.model.load import quiet_transformers
-from siftune.model.lora import adapter_on, add_lora
+from siftune.model.lora import adapter_on, add_lora, seed_32
 from siftune.records.errors import SiftuneError
 from siftune.records.files import digest_of, read_json, sha256_of, write_json, write_text
 
@@ -44,7 +44,7 @@ class LoraSettings:
     """A fresh adapter, see `siftune.model.lora.add_lora`."""
 
     rank: int = 16
-    alpha: float = 64
+    alpha: float = 64.0
     dropout: float = 0.0
     targets: Sequence[str] = ("auto",)
 
@@ -201,15 +201,17 @@ def _arguments(work: Path, settings: dict[str, Any], *, steps: int, on_cpu: bool
         num_train_epochs=settings["epochs"],
         learning_rate=settings["learning_rate"],
         lr_scheduler_type="linear",
-        warmup_steps=math.ceil(steps * settings["warmup_ratio"]),
+        warmup_steps=min(
+            math.ceil(steps * settings["warmup_ratio"]), steps - 1
+        ),  # the first of them has rate 0
         optim="adamw_torch",
         adam_beta1=0.9,
         adam_beta2=0.999,
         adam_epsilon=1e-8,
         weight_decay=0.0,
         max_grad_norm=1.0,
-        seed=_seed_32(settings["seed"]),
-        data_seed=_seed_32(settings["seed"]),
+        seed=seed_32(settings["seed"]),
+        data_seed=seed_32(settings["seed"]),
         gradient_checkpointing=settings["gradient_checkpointing"],
         gradient_checkpointing_kwargs={"use_reentrant": False}
         if settings["gradient_checkpointing"]
@@ -226,11 +228,6 @@ def _arguments(work: Path, settings: dict[str, Any], *, steps: int, on_cpu: bool
     )
     args._n_gpu = min(args.n_gpu, 1)  # else Trainer would spread a batch over every GPU that it sees
     return args
-
-
-def _seed_32(seed: int) -> int:
-    """NumPy's global generator, which Trainer seeds, takes 32 bits."""
-    return int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
 def _micro_batch(batch: int, wanted: int | None, rows: int) -> int:

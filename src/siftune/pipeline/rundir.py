@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,16 @@ def locked(path: Path) -> Iterator[None]:
                 where=str(path),
                 todo="Wait for it, or use another --out",
             ) from error
+        _remove_left_overs(path)
         yield
     finally:
         os.close(descriptor)
+
+
+def _remove_left_overs(path: Path) -> None:
+    """What writers that were killed left aside; whoever holds the lock knows that they are dead."""
+    for left in list(path.rglob(".*.part")):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)

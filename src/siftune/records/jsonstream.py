@@ -131,6 +131,7 @@ class _Window:
         self.decoder, self.json = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
         self.buffer, self.position, self.at_end = "", 0, False
         self.lines_before, self.counted = 1, 0  # the line at which `buffer[counted]` stands
+        self.column_before = 0  # characters on the line of `buffer[0]` that are behind it
         self.count = 0
 
     def line(self, position: int | None = None) -> int:
@@ -141,9 +142,15 @@ class _Window:
         self.counted = self.position
         return self.lines_before
 
+    def column(self, position: int) -> int:
+        """The column at which `position` stands, from 1."""
+        newline = self.buffer.rfind("\n", 0, position)
+        return position - newline if newline >= 0 else self.column_before + position + 1
+
     def more(self) -> None:
         """Read on, forgetting what is behind; doubling, so that a long element is parsed again only a few times."""
         self.line()
+        self.column_before = self.column(self.position) - 1
         self.buffer, self.position, self.counted = self.buffer[self.position :], 0, 0
         data = self.file.read(max(_CHUNK, 2 * len(self.buffer)))
         self.at_end = not data
@@ -193,9 +200,8 @@ class _Window:
         return error.msg.startswith("Unterminated string") or error.pos >= len(self.buffer) - _NEAR_END
 
     def broken(self, what: str, position: int) -> SiftuneError:
-        column = position - self.buffer.rfind("\n", 0, position)
         return SiftuneError(
-            f"the JSON array breaks here, after {self.count} rows: {what} (column {column})",
+            f"the JSON array breaks here, after {self.count} rows: {what} (column {self.column(position)})",
             where=f"{self.shown}:{self.line(position)}",
             todo="Correct the file, or write one object a line (.jsonl): there a broken row costs only itself",
         )

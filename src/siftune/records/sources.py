@@ -42,6 +42,10 @@ def find_sources(given: str) -> list[Source]:
     Raises SiftuneError for a path that doesn't exist, an unknown ending, and a folder without data.
     """
     path = Path(given).expanduser()
+    if not given:  # Path("") would be the current folder
+        raise SiftuneError(
+            "the path is empty", where="''", todo="Name a file, a folder or a data set on the hub"
+        )
     if path.is_dir():
         return _folder(path, None, given)
     if path.exists():
