@@ -11,7 +11,9 @@ from siftune.gradients.projection import rademacher_draw, sketch_draw
 from siftune.model.lora import lora_parameters
 
 
-def gradients(model: PeftModel, token_ids: np.ndarray, trained: np.ndarray) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(
+    model: PeftModel, token_ids: np.ndarray, trained: np.ndarray
+) -> tuple[float, dict[str, torch.Tensor]]:
     """Mean loss over trained tokens of one unpadded row, and its gradient for every LoRA weight."""
     parameters = lora_parameters(model)
     flags = {name: p.requires_grad for name, p in parameters.items()}
@@ -27,7 +29,9 @@ def gradients(model: PeftModel, token_ids: np.ndarray, trained: np.ndarray) -> t
     return loss.item(), {name: g.detach().flatten() for name, g in zip(parameters, grads, strict=True)}
 
 
-def directed(kind: str, gradient: dict[str, torch.Tensor], state: AdamState | None) -> dict[str, torch.Tensor]:
+def directed(
+    kind: str, gradient: dict[str, torch.Tensor], state: AdamState | None
+) -> dict[str, torch.Tensor]:
     """The direction's formula in float64."""
     out = {}
     for name, g32 in gradient.items():
@@ -65,7 +69,9 @@ def projected(kind: str, parts: dict[str, torch.Tensor], n_features: int, seed: 
                 out[b] += float(s) * x
         else:
             for i, x in enumerate(values):
-                out += rademacher_draw(seed, name, i, 1, n_features)[0].astype(float) * x / np.sqrt(n_features)
+                out += (
+                    rademacher_draw(seed, name, i, 1, n_features)[0].astype(float) * x / np.sqrt(n_features)
+                )
     return out
 
 

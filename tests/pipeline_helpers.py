@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from model_helpers import write_tiny_model
-
 from siftune.records.recipe import Recipe, make_recipe
 
 N_PLANTED, N_POOL = 12, 240
@@ -33,7 +32,12 @@ def other(draw: random.Random) -> list[dict[str, str]]:
 def pool_rows(n: int = N_POOL, n_planted: int = N_PLANTED, seed: int = 0) -> list[dict[str, Any]]:
     draw = random.Random(seed)
     rows = [
-        {"id": f"row-{seed}-{i}", "source": "planted" if i < n_planted else "other", "messages": planted(draw) if i < n_planted else other(draw), "extra": {"i": i}}
+        {
+            "id": f"row-{seed}-{i}",
+            "source": "planted" if i < n_planted else "other",
+            "messages": planted(draw) if i < n_planted else other(draw),
+            "extra": {"i": i},
+        }
         for i in range(n)
     ]
     draw.shuffle(rows)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from gradient_oracle import directed, gradients, projected, random_state
-from model_helpers import ARCHITECTURES, VOCAB, tiny_model
 from peft import PeftModel
 
+from gradient_oracle import directed, gradients, projected, random_state
+from model_helpers import ARCHITECTURES, VOCAB, tiny_model, write_tiny_model
 from siftune.gradients.features import FeatureExtractor
 from siftune.gradients.projection import make_projector
+from siftune.model.load import load_model
 from siftune.model.lora import add_lora, lora_parameters
 from siftune.records.errors import SiftuneError
 
@@ -195,3 +198,22 @@ def test_a_part_of_the_model_that_no_row_reaches_counts_as_gradient_zero() -> No
     for n in unreached:
         got = batch.features_B_D[0, start[n] : start[n] + parameters[n].numel()] * batch.direction_norm_B[0]
         np.testing.assert_allclose(got, m_only[n].float().numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("quantize", "tolerance"), [("4bit", 1e-5), ("8bit", 2e-2)])
+def test_the_base_may_be_quantised(quantize: str, tolerance: float, tmp_path: Path) -> None:
+    """The 8-bit base rounds activations to fp16, so rows agree less closely with their lone selves."""
+    base = load_model(
+        str(write_tiny_model(tmp_path, "llama", hidden=64)), quantize=quantize
+    )  # 4-bit blocks are of 64
+    model = add_lora(base, rank=4, alpha=8.0, dropout=0.0, targets=("q_proj", "v_proj", "down_proj"), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for p in lora_parameters(model).values():
+        p.data = torch.randn(p.shape, generator=generator) * 0.1
+    extract = extractor(model)
+    some = rows((5, 9, 7))
+    batch = extract(*padded(some), "adam")
+    for b, (ids, trained) in enumerate(some):
+        _, gradient = gradients(model, ids, trained)
+        whole = projected("none", directed("adam", gradient, extract.state), 0, 0)
+        assert relative_error(batch.features_B_D[b], whole / np.linalg.norm(whole)) < tolerance

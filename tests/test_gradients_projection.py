@@ -8,7 +8,6 @@ import torch
 
 from siftune.gradients.projection import make_projector, rademacher_draw, sketch_draw
 
-
 FIXED = ([3930, 2075, 1611, 5546, 4627, 5983], [1, -1, -1, 1, -1, -1])
 FIXED_DENSE = [[1, -1, 1, -1, -1, 1, 1, 1, -1, -1], [1, -1, -1, 1, -1, 1, -1, 1, -1, 1]]
 

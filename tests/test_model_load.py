@@ -113,7 +113,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     ),
     "head missing": (_without("lm_head.weight"), "lm_head.weight among them"),
     "other sizes": (
-        _edit_config(intermediate_size=64),
+        _edit_config(intermediate_size=96),
         "weights of a LlamaForCausalLM are not|cannot be loaded",
     ),
     "remote code": (

@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from model_helpers import write_tiny_model
-from pipeline_helpers import pool_rows, recipe, turn, write_inputs, write_rows
 from transformers import Trainer, TrainingArguments
 
-from siftune.model.lora import add_lora
+from model_helpers import write_tiny_model
+from pipeline_helpers import pool_rows, recipe, turn, write_inputs, write_rows
 from siftune.model.load import load_model
+from siftune.model.lora import add_lora
 from siftune.pipeline.run import run, select
 from siftune.records.errors import SiftuneError
 
@@ -27,7 +27,12 @@ Change = Callable[[Path], dict[str, Any]]
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     settings = write_inputs(tmp_path_factory.mktemp("inputs"))
-    return {**settings, "pool": [str(write_rows(Path(settings["pool"][0]), pool_rows(60, 10)))], "keep": "10%", "epochs": 1}
+    return {
+        **settings,
+        "pool": [str(write_rows(Path(settings["pool"][0]), pool_rows(60, 10)))],
+        "keep": "10%",
+        "epochs": 1,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,14 @@ def trained(given: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     model = add_lora(load_model(given["model"]), rank=4, alpha=16.0, dropout=0.0, targets=("q_proj",), seed=0)
     rows = [{"input_ids": torch.arange(3, 13), "labels": torch.arange(3, 13)} for _ in range(8)]
     arguments = TrainingArguments(
-        str(folder), max_steps=4, save_steps=2, logging_steps=1, per_device_train_batch_size=2, report_to="none", disable_tqdm=True, use_cpu=True
+        str(folder),
+        max_steps=4,
+        save_steps=2,
+        logging_steps=1,
+        per_device_train_batch_size=2,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
     )
     Trainer(model, arguments, train_dataset=rows).train()
     return folder
@@ -73,7 +85,9 @@ def without_tokenizer(folder: Path) -> dict[str, Any]:
 
 def adapter_of_another_model(folder: Path) -> dict[str, Any]:
     write_tiny_model(folder / "gpt2", "gpt2")
-    add_lora(load_model(str(folder / "gpt2")), rank=4, alpha=16.0, dropout=0.0, targets=("auto",), seed=0).save_pretrained(folder / "adapter")
+    add_lora(
+        load_model(str(folder / "gpt2")), rank=4, alpha=16.0, dropout=0.0, targets=("auto",), seed=0
+    ).save_pretrained(folder / "adapter")
     return {"adapter": str(folder / "adapter")}
 
 
@@ -86,7 +100,11 @@ STOPS: list[tuple[str, Change, str]] = [
     ("every line broken", text_pool("{\n"), "bad.jsonl:1"),
     ("a broken JSON array", text_pool('[{"messages": []}, {]', "bad.json"), "bad.json:1"),
     ("target without rows", text_target(""), "t.jsonl"),
-    ("target row without answer", text_target(json.dumps({"messages": [{"role": "user", "content": "x"}]})), "t.jsonl:1"),
+    (
+        "target row without answer",
+        text_target(json.dumps({"messages": [{"role": "user", "content": "x"}]})),
+        "t.jsonl:1",
+    ),
     ("target line broken", text_target(GOOD + "\n{\n"), "t.jsonl:2"),
     ("budget 0", settings(keep="0"), "keep"),
     ("budget 200 %", settings(keep="200%"), "keep"),
@@ -106,7 +124,9 @@ STOPS: list[tuple[str, Change, str]] = [
 
 
 @pytest.mark.parametrize(("change", "names"), [case[1:] for case in STOPS], ids=[case[0] for case in STOPS])
-def test_stops_with_a_sentence_that_names_the_place(change: Change, names: str, given: dict[str, Any], tmp_path: Path) -> None:
+def test_stops_with_a_sentence_that_names_the_place(
+    change: Change, names: str, given: dict[str, Any], tmp_path: Path
+) -> None:
     with pytest.raises(SiftuneError, match=names) as caught:
         run(recipe(given, **change(tmp_path)), tmp_path / "run")
     assert caught.value.todo, "says what to do next"
@@ -133,23 +153,37 @@ def negative_v(state: dict[str, Any]) -> None:
 
 
 ADOPTIONS: list[tuple[str, Callable[[Path], None], str]] = [
-    ("no optimizer state", lambda f: [p.unlink() for p in f.glob("checkpoint-*/optimizer.pt")] and None, "optimizer"),
+    (
+        "no optimizer state",
+        lambda f: [p.unlink() for p in f.glob("checkpoint-*/optimizer.pt")] and None,
+        "optimizer",
+    ),
     ("Adafactor", lambda f: damage_state(f, adafactor), "Adafactor"),
     ("moments not finite", lambda f: damage_state(f, nan_moments), "NaN|finite"),
     ("v below zero", lambda f: damage_state(f, negative_v), "negative|below"),
-    ("no log of the learning rate", lambda f: [p.unlink() for p in f.glob("checkpoint-*/trainer_state.json")] and None, "weights"),
+    (
+        "no log of the learning rate",
+        lambda f: [p.unlink() for p in f.glob("checkpoint-*/trainer_state.json")] and None,
+        "weights",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("damage", "names"), [case[1:] for case in ADOPTIONS], ids=[case[0] for case in ADOPTIONS])
-def test_a_training_that_cannot_be_adopted(damage: Callable[[Path], None], names: str, given: dict[str, Any], trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "names"), [case[1:] for case in ADOPTIONS], ids=[case[0] for case in ADOPTIONS]
+)
+def test_a_training_that_cannot_be_adopted(
+    damage: Callable[[Path], None], names: str, given: dict[str, Any], trained: Path, tmp_path: Path
+) -> None:
     shutil.copytree(trained, tmp_path / "trained")
     damage(tmp_path / "trained")
     with pytest.raises(SiftuneError, match=names):
         run(recipe(given, adopt=str(tmp_path / "trained")), tmp_path / "run")
 
 
-def test_an_adopted_training_serves_in_place_of_a_warm_up(given: dict[str, Any], trained: Path, tmp_path: Path) -> None:
+def test_an_adopted_training_serves_in_place_of_a_warm_up(
+    given: dict[str, Any], trained: Path, tmp_path: Path
+) -> None:
     result = run(recipe(given, adopt=str(trained)), tmp_path / "run")
     assert len(result.selections["sums"].rows()) == 6
     facts = json.loads((tmp_path / "run/checkpoints/2/checkpoint.json").read_text())
@@ -158,7 +192,9 @@ def test_an_adopted_training_serves_in_place_of_a_warm_up(given: dict[str, Any],
     assert len(again.selections["three"].rows()) == 3
 
 
-def test_bad_rows_go_to_quarantine_each_with_its_reason_and_the_counts_add_up(given: dict[str, Any], tmp_path: Path) -> None:
+def test_bad_rows_go_to_quarantine_each_with_its_reason_and_the_counts_add_up(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
     good = [json.dumps(row) for row in pool_rows(40, 8)]
     bad = {
         3: ("{broken", "JSON"),
@@ -204,21 +240,27 @@ def test_bad_rows_go_to_quarantine_each_with_its_reason_and_the_counts_add_up(gi
     everything = select(out, {"keep": "100%", "name": "all"}).selections["all"]
     assert everything.summary["n_duplicates_left_out"] == 1
     assert len(everything.rows()) == len(scored) - 1
-    assert len(select(out, {"keep": "100%", "repeats": True, "name": "all-twice"}).selections["all-twice"].rows()) == len(scored)
+    assert len(
+        select(out, {"keep": "100%", "repeats": True, "name": "all-twice"}).selections["all-twice"].rows()
+    ) == len(scored)
 
 
-def test_a_folder_with_other_things_and_a_file_are_no_run_directory(given: dict[str, Any], tmp_path: Path) -> None:
+def test_a_folder_with_other_things_and_a_file_are_no_run_directory(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(SiftuneError, match="other things"):
         run(recipe(given), tmp_path)
     with pytest.raises(SiftuneError, match="is a file"):
         run(recipe(given), tmp_path / "notes.txt")
-    with pytest.raises(SiftuneError, match="recipe.yaml"):
+    with pytest.raises(SiftuneError, match=r"recipe\.yaml"):
         select(tmp_path, {"keep": "5%"})
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_full_disk_is_said_and_the_run_goes_on_afterwards(given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_and_the_run_goes_on_afterwards(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import errno
     import os
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from pipeline_helpers import LASTING, digests, write_inputs
 
 # A file (glob below the run directory) whose appearance shows that a stage is under way, in the order of a run
@@ -35,8 +36,24 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def start(recipe_file: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "siftune", "run", "--recipe", str(recipe_file), "--out", str(out), "--quiet"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "siftune",
+        "run",
+        "--recipe",
+        str(recipe_file),
+        "--out",
+        str(out),
+        "--quiet",
+    ]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def finish(recipe_file: Path, out: Path) -> None:
@@ -60,7 +77,9 @@ def kill_at(moment: str, recipe_file: Path, out: Path) -> bool:
     return killed
 
 
-def test_a_run_killed_in_every_stage_ends_with_the_bytes_of_an_undisturbed_one(given: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_killed_in_every_stage_ends_with_the_bytes_of_an_undisturbed_one(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
     recipe_file = tmp_path / "recipe.yaml"
     recipe_file.write_text(yaml.safe_dump(given), encoding="utf-8")
     finish(recipe_file, tmp_path / "undisturbed")
@@ -68,7 +87,9 @@ def test_a_run_killed_in_every_stage_ends_with_the_bytes_of_an_undisturbed_one(g
     killed = [kill_at(moment, recipe_file, out) for moment in MOMENTS]
     finish(recipe_file, out)
     assert digests(out, *LASTING) == digests(tmp_path / "undisturbed", *LASTING)
-    assert (out / "quarantine.jsonl").read_bytes() == (tmp_path / "undisturbed" / "quarantine.jsonl").read_bytes()
+    assert (out / "quarantine.jsonl").read_bytes() == (
+        tmp_path / "undisturbed" / "quarantine.jsonl"
+    ).read_bytes()
     assert not list(out.rglob("*.part"))
     assert sum(killed) >= len(MOMENTS) - 1  # a moment of a millisecond may be missed, no more
 

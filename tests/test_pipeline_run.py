@@ -10,12 +10,22 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from gradient_oracle import directed, gradients, projected
-from pipeline_helpers import LASTING, N_PLANTED, N_POOL, digests, pool_rows, recipe, target_rows, write_inputs, write_rows
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
 import siftune
+from gradient_oracle import directed, gradients, projected
+from pipeline_helpers import (
+    LASTING,
+    N_PLANTED,
+    N_POOL,
+    digests,
+    pool_rows,
+    recipe,
+    target_rows,
+    write_inputs,
+    write_rows,
+)
 from siftune.datastore.pool import Pool
 from siftune.gradients.directions import AdamState
 from siftune.model.checkpoint import list_checkpoints
@@ -88,7 +98,10 @@ def test_scores_are_the_formula_from_the_stored_files(done: Path) -> None:
         assert (rows == np.arange(N_POOL)).all()
         target = load_file(done / f"targets/sums/features/{number}.safetensors")["features"]
         influence = np.concatenate(
-            [load_file(f)["influence"] for f in sorted((done / f"targets/sums/influence/{number}").glob("*.safetensors"))]
+            [
+                load_file(f)["influence"]
+                for f in sorted((done / f"targets/sums/influence/{number}").glob("*.safetensors"))
+            ]
         )
         np.testing.assert_allclose(influence, features @ target.T, atol=1e-6)
         total += weight * influence
@@ -108,7 +121,9 @@ def test_scores_are_the_formula_from_the_stored_files(done: Path) -> None:
 
 
 @pytest.mark.parametrize("checkpoint", [1, 2])
-def test_stored_features_are_those_of_plain_autograd_under_the_checkpoint(done: Path, given: dict[str, Any], checkpoint: int) -> None:
+def test_stored_features_are_those_of_plain_autograd_under_the_checkpoint(
+    done: Path, given: dict[str, Any], checkpoint: int
+) -> None:
     at = list_checkpoints(done)[checkpoint - 1]
     model = load_adapter(load_model(given["model"]), at.path, trainable=False)
     flat = {n: t.flatten() for n, t in at.exp_avg.items()}, {n: t.flatten() for n, t in at.exp_avg_sq.items()}
@@ -140,7 +155,20 @@ def test_the_run_directory_is_as_promised(done: Path, given: dict[str, Any]) -> 
     plan = json.loads((done / "pool" / "plan.json").read_text())
     assert [s["start"] for s in plan["shards"]] == [0, 50, 100, 150, 200]
     columns = list(scores(done))
-    assert columns[:12] == ["row", "id", "source", "n_tokens", "n_trained", "loss", "grad_norm", "score", "rank", "best_subtask", "selected", "in_warmup"]
+    assert columns[:12] == [
+        "row",
+        "id",
+        "source",
+        "n_tokens",
+        "n_trained",
+        "loss",
+        "grad_norm",
+        "score",
+        "rank",
+        "best_subtask",
+        "selected",
+        "in_warmup",
+    ]
     events = [json.loads(line)["event"] for line in (done / "log.jsonl").read_text().splitlines()]
     assert events.count("stage done") >= 6
     weights = [c.weight for c in list_checkpoints(done)]
@@ -148,11 +176,20 @@ def test_the_run_directory_is_as_promised(done: Path, given: dict[str, Any]) -> 
     assert weights[0] > weights[1]
 
 
-def test_running_again_changes_nothing_and_a_changed_setting_is_refused(done: Path, given: dict[str, Any]) -> None:
+def test_running_again_changes_nothing_and_a_changed_setting_is_refused(
+    done: Path, given: dict[str, Any]
+) -> None:
     before = digests(done, *LASTING)
     run(recipe(given), done)
     assert digests(done, *LASTING) == before
-    for change in ({"epochs": 3}, {"seed": 5}, {"direction": "sgd"}, {"max_length": 100}, {"features": 256}, {"pool": ["x.jsonl"]}):
+    for change in (
+        {"epochs": 3},
+        {"seed": 5},
+        {"direction": "sgd"},
+        {"max_length": 100},
+        {"features": 256},
+        {"pool": ["x.jsonl"]},
+    ):
         with pytest.raises(SiftuneError, match=next(iter(change))):
             run(recipe(given, **change), done)
     with pytest.raises(SiftuneError, match="keep"):
@@ -185,7 +222,9 @@ def test_choosing_again_needs_no_model(done: Path, given: dict[str, Any], tmp_pa
     assert len(top.rows()) == N_PLANTED
     mean = select(done, {"rule": "mean", "name": "by-mean"})
     both = scores(done, "by-mean")
-    np.testing.assert_allclose(both["score"], (both["subtask:kind 0"] + both["subtask:kind 1"]) / 2, atol=1e-6)
+    np.testing.assert_allclose(
+        both["score"], (both["subtask:kind 0"] + both["subtask:kind 1"]) / 2, atol=1e-6
+    )
     tokens = select(done, {"keep": "200 tokens", "name": "few"}).selections["few"]
     assert 0 < sum(scores(done, "few")["n_tokens"][scores(done, "few")["selected"]]) <= 200
     assert mean.selections
@@ -203,7 +242,11 @@ def test_centred_influence_is_that_of_centred_features(done: Path) -> None:
         features = np.concatenate([load_torch(s)["features"].double().numpy() for s in shards])
         moved = features - features.mean(0)
         moved /= np.linalg.norm(moved, axis=1, keepdims=True)
-        total += at.weight * moved @ load_file(done / f"targets/sums/features/{at.number}.safetensors")["features"].T
+        total += (
+            at.weight
+            * moved
+            @ load_file(done / f"targets/sums/features/{at.number}.safetensors")["features"].T
+        )
     wanted = np.max([total[:, [s == name for s in subtasks]].mean(1) for name in set(subtasks)], axis=0)
     np.testing.assert_allclose(scores(done, "centred")["score"], wanted, atol=2e-6)
 

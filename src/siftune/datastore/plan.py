@@ -52,7 +52,15 @@ class ShardPlan:
         shards = [
             {key: value for key, value in asdict(shard).items() if key != "number"} for shard in self.shards
         ]
-        write_json(path, {"batch_tokens": self.batch_tokens, "encoder": self.encoder, "sources": list(self.sources), "shards": shards})
+        write_json(
+            path,
+            {
+                "batch_tokens": self.batch_tokens,
+                "encoder": self.encoder,
+                "sources": list(self.sources),
+                "shards": shards,
+            },
+        )
 
     @classmethod
     def read(cls, path: Path) -> ShardPlan:
@@ -63,7 +71,9 @@ class ShardPlan:
                 Shard(number, int(s["start"]), int(s["stop"]), str(s["digest"]))
                 for number, s in enumerate(found["shards"])
             )
-            plan = cls(shards, int(found["batch_tokens"]), str(found["encoder"]), tuple(map(str, found["sources"])))
+            plan = cls(
+                shards, int(found["batch_tokens"]), str(found["encoder"]), tuple(map(str, found["sources"]))
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise SiftuneError("is not a shard plan", where=str(path), todo="Make the run again") from error
         starts = [0, *(shard.stop for shard in shards)]

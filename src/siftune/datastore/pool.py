@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from siftune.datastore.plan import Shard, ShardPlan
 from siftune.records.errors import SiftuneError
@@ -69,7 +68,7 @@ class Pool:
     def token_rows(self, shard: Shard) -> TokenRows:
         """The scorable rows of a shard."""
         table = self.table(shard, ["row", "status", "token_ids", "trained"])
-        table = table.filter(pc.not_equal(table["status"], "quarantined"))
+        table = table.filter(pa.array(table["status"].to_numpy(zero_copy_only=False) != "quarantined"))
         return TokenRows(
             table["row"].to_numpy(),
             [scalar.values.to_numpy(zero_copy_only=False) for scalar in table["token_ids"]],

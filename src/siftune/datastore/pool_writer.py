@@ -56,7 +56,9 @@ def build_pool(
             _write(file, _encoded_table(group, start, encoder), digest)
         shards.append(shard)
         on_shard(shard)
-    ShardPlan(tuple(shards), batch_tokens, encoder.fingerprint, (*read_before, *sources)).write(path / "plan.json")
+    ShardPlan(tuple(shards), batch_tokens, encoder.fingerprint, (*read_before, *sources)).write(
+        path / "plan.json"
+    )
     return Pool(path)
 
 

@@ -76,7 +76,8 @@ class _BatchSums:
 
     def __init__(self, n_rows: int, extractor: FeatureExtractor, kind: Direction):
         device = extractor.device
-        self.extractor, self.kind, self.n_rows = extractor, kind, n_rows
+        self.extractor, self.n_rows = extractor, n_rows
+        self.kind: Direction = kind
         self.projected_B_D = torch.zeros(n_rows, extractor.projector.n_features, device=device)
         self.grad_square_B = torch.zeros(n_rows, device=device, dtype=torch.float64)
         self.direction_square_B = torch.zeros(n_rows, device=device, dtype=torch.float64)

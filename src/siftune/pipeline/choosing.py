@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from siftune.datastore.index import read_index
+from siftune.datastore.index import read_index, usable_rows
 from siftune.methods.less import WeightedStore, less_influence
 from siftune.methods.random import random_scores
 from siftune.pipeline.session import Session
@@ -40,7 +38,7 @@ def choose(session: Session, name: str) -> Selection:
         return check_same(path, settings)
     with session.log.stage(f"selection {path.name}") as details:
         index = read_index(session.path)
-        usable_N = pc.not_equal(index["status"], "quarantined").to_numpy(zero_copy_only=False)
+        usable_N = usable_rows(index)
         influence_N_V: np.ndarray | None = None
         if target:
             influence_N_V = less_influence(target, stores, centre=recipe.centre)

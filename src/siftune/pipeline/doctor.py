@@ -35,7 +35,9 @@ def examine(recipe: Recipe, n_examples: int, console: Console | None = None) -> 
     try:
         template_from = template_folder(Path(recipe.adopt)) if recipe.adopt else None
         tokenizer = load_tokenizer(recipe.model, recipe.revision, template_from=template_from)
-        encoder = ChatEncoder(tokenizer, max_length=recipe.max_length, too_long=recipe.too_long, mask=recipe.mask)
+        encoder = ChatEncoder(
+            tokenizer, max_length=recipe.max_length, too_long=recipe.too_long, mask=recipe.mask
+        )
         console.print(f"chat template    {escape(encoder.describe())}", soft_wrap=True)
     except SiftuneError as error:
         return _fault(console, error)
@@ -50,7 +52,10 @@ def examine(recipe: Recipe, n_examples: int, console: Console | None = None) -> 
 
 
 def _machine(recipe: Recipe, console: Console) -> bool:
-    console.print("versions         " + ", ".join(f"{name} {number}" for name, number in versions().items()), soft_wrap=True)
+    console.print(
+        "versions         " + ", ".join(f"{name} {number}" for name, number in versions().items()),
+        soft_wrap=True,
+    )
     try:
         resolved, notes = settled(recipe)
     except SiftuneError as error:
@@ -60,9 +65,13 @@ def _machine(recipe: Recipe, console: Console) -> bool:
     device = device_of(resolved)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        console.print(f"memory           {free / 2**30:.0f} of {total / 2**30:.0f} GiB free on {torch.cuda.get_device_name(device)}")
+        console.print(
+            f"memory           {free / 2**30:.0f} of {total / 2**30:.0f} GiB free on {torch.cuda.get_device_name(device)}"
+        )
     elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        console.print(f"memory           {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB in all")
+        console.print(
+            f"memory           {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB in all"
+        )
     console.print(f"disk             {shutil.disk_usage('.').free / 2**30:.0f} GiB free here")
     return True
 
@@ -88,7 +97,9 @@ def _pool(source: str, encoder: ChatEncoder, tokenizer: object, n_examples: int,
         return _fault(console, error)
     if shown:
         console.rule()
-    console.print(f"pool             {escape(source)}: {usable} of the first {looked} rows can be used", soft_wrap=True)
+    console.print(
+        f"pool             {escape(source)}: {usable} of the first {looked} rows can be used", soft_wrap=True
+    )
     for reason, where in islice(reasons.items(), 5):
         console.print(f"                 {escape(where)}: {escape(reason)}", soft_wrap=True)
     return usable > 0
@@ -99,11 +110,17 @@ def _target(name: str, source: str, encoder: ChatEncoder, console: Console) -> b
         rows = read_target(source, name)
         for row in rows:
             if isinstance(reason := encoder.encode(row.example), str):
-                raise SiftuneError(f"this target row can't be used: {reason}", where=row.example.where, todo="Correct or remove it")
+                raise SiftuneError(
+                    f"this target row can't be used: {reason}",
+                    where=row.example.where,
+                    todo="Correct or remove it",
+                )
     except SiftuneError as error:
         return _fault(console, error)
     subtasks = len({row.subtask for row in rows})
-    console.print(f"target           {name}: {len(rows)} rows, {subtasks} subtask{'s' * (subtasks > 1)}, all usable")
+    console.print(
+        f"target           {name}: {len(rows)} rows, {subtasks} subtask{'s' * (subtasks > 1)}, all usable"
+    )
     return True
 
 

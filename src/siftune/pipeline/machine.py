@@ -20,9 +20,7 @@ def settled(recipe: Recipe) -> tuple[Recipe, list[str]]:
     changes: dict[str, Any] = {"device": str(device), "dtype": dtype, "batch_tokens": batch_tokens}
     notes = [f"device {device}, dtype {dtype} ({reason})"]
     if recipe.threads is None:
-        changes["threads"] = (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
+        changes["threads"] = torch.get_num_threads()  # all cores, or what OMP_NUM_THREADS says
     return recipe.with_settings(changes), notes
 
 

@@ -32,7 +32,9 @@ class Reporter:
     def note(self, text: str) -> None:
         """One line the person should see."""
         if not self.quiet:
-            self.console.print(escape(text), style="dim" if self.console.is_terminal else None, soft_wrap=True)
+            self.console.print(
+                escape(text), style="dim" if self.console.is_terminal else None, soft_wrap=True
+            )
 
     def warn(self, text: str) -> None:
         """One line the person should act on; said even when quiet."""

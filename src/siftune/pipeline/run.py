@@ -23,7 +23,7 @@ from siftune.pipeline.rundir import locked, merged, read_run_recipe
 from siftune.pipeline.session import CHOICE, Session
 from siftune.records.budget import Budget
 from siftune.records.errors import SiftuneError
-from siftune.records.recipe import Recipe, make_recipe
+from siftune.records.recipe import Recipe
 from siftune.selection.selection import Selection
 
 Stage = Literal["pool", "warmup", "datastore", "influence", "selection"]
@@ -103,7 +103,11 @@ def score(
 
 
 def select(
-    path: Path | str, settings: Mapping[str, Any], *, targets: Sequence[str] = (), reporter: Reporter | None = None
+    path: Path | str,
+    settings: Mapping[str, Any],
+    *,
+    targets: Sequence[str] = (),
+    reporter: Reporter | None = None,
 ) -> RunResult:
     """Choose again in a run whose influence is there: other budget, rule, method or name. The model isn't needed.
 

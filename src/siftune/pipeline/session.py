@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from siftune.datastore.index import duplicate_rows, read_index, repeated_ids, scorable_rows, write_index
 from siftune.datastore.manifest import versions
@@ -132,7 +131,9 @@ class Session:
         plan = self.pool.plan
         known = [source for source in sources if source in plan.sources]
         for source in known:
-            self.reporter.warn(f"{source} is part of this run already and is not read again; only what is missing is made")
+            self.reporter.warn(
+                f"{source} is part of this run already and is not read again; only what is missing is made"
+            )
         new = [source for source in sources if source not in known]
         if new:
             with self.log.stage("append") as details:
@@ -242,9 +243,9 @@ class Session:
             return
         index = read_index(self.path).select(["row", "fingerprint"])
         for name, (target, _) in targets.items():
-            leaked = index.filter(pc.is_in(index["fingerprint"], pa.array(target.fingerprint_V)))
-            if leaked.num_rows:
-                rows = leaked["row"].to_pylist()
+            wanted = set(target.fingerprint_V)
+            rows = [row for row, found in zip(*index.to_pydict().values(), strict=True) if found in wanted]
+            if rows:
                 self.log.event("leakage", target=name, rows=rows[:100], count=len(rows))
                 self.reporter.warn(
                     f"leakage: {len(rows)} pool rows are also rows of the target {name!r} (pool row {rows[0]} among them);"

@@ -11,7 +11,17 @@ import yaml
 from siftune.records.errors import SiftuneError
 from siftune.records.recipe import PRESETS, Recipe, make_recipe, read_recipe
 
-FROM_ADOPTED = ("adapter", "warmup_fraction", "epochs", "rank", "alpha", "dropout", "lora_targets", "learning_rate", "batch")
+FROM_ADOPTED = (
+    "adapter",
+    "warmup_fraction",
+    "epochs",
+    "rank",
+    "alpha",
+    "dropout",
+    "lora_targets",
+    "learning_rate",
+    "batch",
+)
 
 
 def gathered(
@@ -24,21 +34,29 @@ def gathered(
     settings: dict[str, Any] = read_recipe(recipe_file) if recipe_file else {}
     if preset is not None:
         if preset not in PRESETS:
-            raise SiftuneError(f"there is no preset {preset!r}", where="--preset", todo=f"Presets are: {', '.join(PRESETS)}")
+            raise SiftuneError(
+                f"there is no preset {preset!r}", where="--preset", todo=f"Presets are: {', '.join(PRESETS)}"
+            )
         settings |= PRESETS[preset]
     flags = {**dict(map(_set_line, set_lines)), **given}
     settings |= flags
     if settings.get("adopt"):
         for name in FROM_ADOPTED:
             if name in flags:
-                raise SiftuneError(f"{name} is what the adopted training made it", where=name, todo="Leave it out, or leave out --adopt")
+                raise SiftuneError(
+                    f"{name} is what the adopted training made it",
+                    where=name,
+                    todo="Leave it out, or leave out --adopt",
+                )
     return make_recipe(settings, where="settings")
 
 
 def _set_line(line: str) -> tuple[str, Any]:
     name, equals, value = line.partition("=")
     if not equals:
-        raise SiftuneError(f"{line!r} is not NAME=VALUE", where="--set", todo="Write for example --set epochs=2")
+        raise SiftuneError(
+            f"{line!r} is not NAME=VALUE", where="--set", todo="Write for example --set epochs=2"
+        )
     try:
         return name.strip().replace("-", "_"), yaml.safe_load(value)
     except yaml.YAMLError as error:

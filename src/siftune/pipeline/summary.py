@@ -39,7 +39,10 @@ def show(result: RunResult, until: str, console: Console | None = None) -> None:
         for trainer, line in trainer_lines(selection).items():
             console.print(f"{trainer:<14} {escape(line)}", soft_wrap=True)
     if result.selections:
-        console.print(f"Choose again   siftune select {escape(str(result.path))} --keep 1% --name smaller", soft_wrap=True)
+        console.print(
+            f"Choose again   siftune select {escape(str(result.path))} --keep 1% --name smaller",
+            soft_wrap=True,
+        )
 
 
 def selection_table(name: str, selection: Selection) -> Table:
@@ -58,10 +61,24 @@ def selection_table(name: str, selection: Selection) -> Table:
     for row in s["sources"][:SOURCES_SHOWN]:
         in_pool, in_choice = row["pool"] / s["n_scorable"], row["selected"] / s["n_selected"]
         lift = f"{in_choice / in_pool:.1f}x" if row["selected"] else "-"
-        table.add_row(escape(row["source"]), f"{row['pool']:,}", f"{row['selected']:,}", f"{in_pool:.1%}", f"{in_choice:.1%}", lift)
+        table.add_row(
+            escape(row["source"]),
+            f"{row['pool']:,}",
+            f"{row['selected']:,}",
+            f"{in_pool:.1%}",
+            f"{in_choice:.1%}",
+            lift,
+        )
     if rest := s["sources"][SOURCES_SHOWN:]:
         n_pool, n_chosen = sum(r["pool"] for r in rest), sum(r["selected"] for r in rest)
-        table.add_row(f"{len(rest)} more", f"{n_pool:,}", f"{n_chosen:,}", f"{n_pool / s['n_scorable']:.1%}", f"{n_chosen / s['n_selected']:.1%}", "")
+        table.add_row(
+            f"{len(rest)} more",
+            f"{n_pool:,}",
+            f"{n_chosen:,}",
+            f"{n_pool / s['n_scorable']:.1%}",
+            f"{n_chosen / s['n_selected']:.1%}",
+            "",
+        )
     return table
 
 

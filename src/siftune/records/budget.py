@@ -79,5 +79,7 @@ class Budget:
 
 def _refused(text: str, why: str) -> SiftuneError:
     return SiftuneError(
-        f"{text!r} {why}", where="keep", todo="Write a per cent above 0 up to 100% ('5%'), a count ('1000') or '2M tokens'"
+        f"{text!r} {why}",
+        where="keep",
+        todo="Write a per cent above 0 up to 100% ('5%'), a count ('1000') or '2M tokens'",
     )

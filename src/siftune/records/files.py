@@ -40,11 +40,15 @@ def disk_error(error: OSError, path: Path) -> Exception:
     """The SiftuneError for a full disk, quota or read-only folder; any other OSError unchanged."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SiftuneError(
-            "the disk is full", where=str(path), todo="Free some space and run the same command again: it goes on here"
+            "the disk is full",
+            where=str(path),
+            todo="Free some space and run the same command again: it goes on here",
         )
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return SiftuneError(
-            f"cannot be written ({error.strerror})", where=str(path), todo="Choose a folder you may write to (--out)"
+            f"cannot be written ({error.strerror})",
+            where=str(path),
+            todo="Choose a folder you may write to (--out)",
         )
     return error
 

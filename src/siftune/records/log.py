@@ -20,7 +20,9 @@ class RunLog:
 
     def event(self, event: str, **details: Any) -> None:
         """Append one event; `details` must be JSON values."""
-        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details})
+        line = json.dumps(
+            {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
+        )
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

@@ -62,20 +62,34 @@ class Recipe(BaseModel):
     # What is brought
     model: str | None = Field(None, description="the model: a Transformers folder or hub id")
     revision: str | None = Field(None, description="revision of a hub model")
-    quantize: Literal["8bit", "4bit"] | None = Field(None, description="load the base in 8 or 4 bit (needs bitsandbytes)")
+    quantize: Literal["8bit", "4bit"] | None = Field(
+        None, description="load the base in 8 or 4 bit (needs bitsandbytes)"
+    )
     adapter: str | None = Field(None, description="a LoRA adapter folder that the warm-up starts from")
-    adopt: str | None = Field(None, description="a Trainer, TRL or Axolotl output folder to use instead of a warm-up")
-    weights: list[float] | None = Field(None, description="a weight per adopted checkpoint, where its log holds none")
-    pool: Annotated[list[str], BeforeValidator(_as_list)] = Field([], description="files, folders or hub ids of the pool")
-    target: Annotated[dict[str, str], BeforeValidator(_as_targets)] = Field({}, description="NAME=FILE of target rows")
+    adopt: str | None = Field(
+        None, description="a Trainer, TRL or Axolotl output folder to use instead of a warm-up"
+    )
+    weights: list[float] | None = Field(
+        None, description="a weight per adopted checkpoint, where its log holds none"
+    )
+    pool: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+        [], description="files, folders or hub ids of the pool"
+    )
+    target: Annotated[dict[str, str], BeforeValidator(_as_targets)] = Field(
+        {}, description="NAME=FILE of target rows"
+    )
 
     # Tokens
     max_length: int = Field(2048, ge=2, description="tokens a row may have")
-    too_long: Literal["truncate", "quarantine"] = Field("truncate", description="what happens to a longer row")
+    too_long: Literal["truncate", "quarantine"] = Field(
+        "truncate", description="what happens to a longer row"
+    )
     mask: Mask = Field("auto", description="how trained tokens are found")
 
     # Warm-up
-    warmup_fraction: float | None = Field(None, gt=0, le=1, description="part of the pool; default max(5 %, 128 rows)")
+    warmup_fraction: float | None = Field(
+        None, gt=0, le=1, description="part of the pool; default max(5 %, 128 rows)"
+    )
     epochs: int = Field(4, ge=1, le=100, description="epochs of the warm-up, one checkpoint each")
     rank: int = Field(16, ge=1, description="LoRA rank")
     alpha: float = Field(64, gt=0, description="LoRA alpha")
@@ -103,12 +117,16 @@ class Recipe(BaseModel):
     name: str | None = Field(None, description="the selection's name; default its target's")
 
     # Machine
-    seed: int = Field(0, ge=0, lt=2**63, description="of warm-up rows, LoRA, data order, projection, random method")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="of warm-up rows, LoRA, data order, projection, random method"
+    )
     dtype: Dtype = Field("auto", description="numbers of the frozen base")
     attn: str | None = Field(None, description="attention implementation (sdpa, eager, flash_attention_2 …)")
     gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
     device: str | None = Field(None, description="cpu, cuda, cuda:1 …; default cuda where there is one")
-    threads: int | None = Field(None, ge=1, description="CPU threads; default all; pinned because they order sums")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads; default all; pinned because they order sums"
+    )
     batch_tokens: int | None = Field(None, ge=1, description="padded tokens in a batch of gradients")
     shard_rows: int = Field(256, ge=1, le=100_000, description="pool rows in a shard: the unit of work")
 
@@ -163,13 +181,19 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise SiftuneError("there is no such recipe", where=str(path), todo="Check the path after --recipe") from error
+        raise SiftuneError(
+            "there is no such recipe", where=str(path), todo="Check the path after --recipe"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise SiftuneError(f"is not readable YAML ({error})", where=str(path), todo="Correct the file") from error
+        raise SiftuneError(
+            f"is not readable YAML ({error})", where=str(path), todo="Correct the file"
+        ) from error
     if settings is None:
         return {}
     if not isinstance(settings, dict):
-        raise SiftuneError("a recipe is a mapping of settings", where=str(path), todo="Write lines like 'keep: 5%'")
+        raise SiftuneError(
+            "a recipe is a mapping of settings", where=str(path), todo="Write lines like 'keep: 5%'"
+        )
     settings.pop("made_with", None)
     return {str(key): value for key, value in settings.items()}
 
