@@ -122,14 +122,14 @@ def run(
         ),
     ] = "selection",
     recipe: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             "--recipe",
             help="A YAML file of settings; a run's recipe.yaml replays it.",
             rich_help_panel=DATA,
             show_default=False,
         ),
-    ] = None,  # noqa: UP045
+    ] = None,
     preset: Annotated[Text, _option("--preset", "less: the recipe and rule of the LESS paper.", DATA)] = None,
     settings: Annotated[Texts, _option("--set", "Any setting of the recipe.", DATA, "NAME=VALUE")] = None,
     revision: Annotated[Text, _option("--revision", "Revision of a hub model.", DATA)] = None,
@@ -140,8 +140,8 @@ def run(
         Text, _option("--adopt", "A Trainer, TRL or Axolotl output folder, in place of a warm-up.", DATA)
     ] = None,
     weights: Annotated[
-        Optional[list[float]], _option("--weights", "A weight per adopted checkpoint, in order.", DATA)
-    ] = None,  # noqa: UP045
+        list[float] | None, _option("--weights", "A weight per adopted checkpoint, in order.", DATA)
+    ] = None,
     quantize: Annotated[Text, _option("--quantize", "Load the base in 8bit or 4bit.", DATA)] = None,
     max_length: Annotated[Int, _option("--max-length", "Tokens a row may have (2048).", DATA)] = None,
     too_long: Annotated[Text, _option("--too-long", "truncate or quarantine longer rows.", DATA)] = None,

@@ -12,7 +12,8 @@ tensors with the same shape:
 
 The sign is left out because a gradient swings: on a real model a tensor's moments and its gradient are often opposed,
 and still in one line. The order is refused where a signal is there, best - chance > SIGNAL noise, and the identity
-misses part of it, best - identity > MISSED (best - chance).
+misses part of it, best - identity > MISSED (best - chance). Of two or three tensors too little is left to know the noise by:
+their figures are recorded only.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from siftune.records.errors import SiftuneError
 # tiny models (2 to 8 tensors of a shape). Signal in units of noise: at least 1.07, unrelated moments at most 0.60.
 # Missed part of it: true order at most 0.06; a third of the tensors moved, 0.30 or more; all moved, 0.9 or more.
 SIGNAL, MISSED = 1.0, 0.1
+ENOUGH = 4
+"""Tensors of a shape from which on the noise can be told from the others; fewer are recorded, never refused."""
 
 
 def mean_gradients(model: PeftModel, batches: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
@@ -73,7 +76,8 @@ def check_order(exp_avg: dict[str, Tensor], gradients: dict[str, Tensor], where:
     figures = order_figures(exp_avg, gradients)
     for figure in figures:
         signal = figure["best"] - figure["chance"]
-        if signal > SIGNAL * figure["noise"] and figure["best"] - figure["identity"] > MISSED * signal:
+        missed = figure["best"] - figure["identity"]
+        if figure["tensors"] >= ENOUGH and signal > SIGNAL * figure["noise"] and missed > MISSED * signal:
             raise SiftuneError(
                 f"Adam's moments are in another order than the adapter's tensors: of {figure['tensors']} tensors of "
                 f"shape {figure['shape']}, {figure['moved']} fit another tensor's gradient better (mean |cosine| "

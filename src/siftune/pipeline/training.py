@@ -160,7 +160,7 @@ def _adopted(session: Session, base: PreTrainedModel) -> list[Checkpoint]:
     tokens = pool.tokens_of(np.sort(some).tolist())
 
     def gradients(model: Any) -> dict[str, Tensor]:
-        return mean_gradients(model, [(ids[None], trained[None]) for ids, trained in tokens])
+        return mean_gradients(model, [(ids[None].copy(), trained[None].copy()) for ids, trained in tokens])
 
     found = adopt(
         Path(recipe.adopt),
