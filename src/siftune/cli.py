@@ -388,6 +388,13 @@ def _told(debug: bool, again: str) -> Iterator[None]:
             raise
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+    except OSError as error:
+        if debug:
+            raise
+        from siftune.records.files import disk_error
+
+        typer.echo(f"error: {disk_error(error, Path(error.filename or '.'))}", err=True)
+        raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo(f"\nStopped. What is finished is kept; go on with the same command:\n  {again}", err=True)
         # Not sys.exit: worker threads of libraries must not hold a person who asked to stop

@@ -7,7 +7,6 @@ harmless and the counts always add up: every row has the status ok, truncated or
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,18 +15,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from siftune.datastore.pool import Pool
-from siftune.records.files import written_whole
+from siftune.records.files import digest_of, written_whole
 
 _KEPT = ["row", "id", "source", "fingerprint", "n_tokens", "n_trained", "status", "reason", "mask", "where"]
 
 
 def write_index(
     run: Path, pool: Pool, *, warmup_rows: Sequence[int], without_feature: Mapping[int, str]
-) -> pa.Table:
-    """Write index and quarantine, shard by shard, and return the index (without `where`).
+) -> None:
+    """Write index and quarantine, shard by shard, unless they are there and made of just this.
 
     without_feature: rows that could be read but whose gradient could not be used, with the reason
     """
+    file = run / "pool" / "index.parquet"
+    digests = [shard.digest for shard in pool.plan.shards]
+    made_of = digest_of([digests, list(warmup_rows), sorted(without_feature.items())])
+    if file.exists() and (pq.read_schema(file).metadata or {}).get(b"made_of") == made_of.encode():
+        return
     in_warmup = np.zeros(pool.plan.n_rows, dtype=bool)
     in_warmup[np.asarray(warmup_rows, dtype=np.int64)] = True
     parts: list[pa.Table] = []
@@ -45,10 +49,9 @@ def write_index(
             for item in left_out.select(["row", "where", "id", "source", "reason"]).to_pylist():
                 quarantine.write(json.dumps(item) + "\n")
             parts.append(table.drop_columns(["where"]))
-    index = pa.concat_tables(parts).replace_schema_metadata(None).combine_chunks()
-    with written_whole(run / "pool" / "index.parquet") as aside:
+    index = pa.concat_tables(parts).combine_chunks().replace_schema_metadata({"made_of": made_of})
+    with written_whole(file) as aside:
         pq.write_table(index, aside)
-    return index
 
 
 def read_index(run: Path) -> pa.Table:
@@ -66,10 +69,21 @@ def scorable_rows(index: pa.Table) -> np.ndarray:
     return np.flatnonzero(usable_rows(index))
 
 
+def counts(index: pa.Table, column: str) -> dict[str, int]:
+    """How often each value of a text column occurs, most often first; nulls left aside."""
+    found = index[column].drop_null().value_counts()
+    return dict(
+        sorted(
+            zip(found.field(0).to_pylist(), found.field(1).to_pylist(), strict=True),
+            key=lambda item: -item[1],
+        )
+    )
+
+
 def repeated_ids(index: pa.Table) -> list[str]:
     """Ids that more than one row has, in order of first appearance."""
-    counts = Counter(index["id"].to_pylist())
-    return [name for name, n in counts.items() if n > 1]
+    found = index["id"].value_counts()
+    return found.field(0).take(pa.array(np.flatnonzero(found.field(1).to_numpy() > 1))).to_pylist()
 
 
 def duplicate_rows(index: pa.Table) -> int:

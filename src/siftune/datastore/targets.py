@@ -1,6 +1,6 @@
 """`RUN/targets/NAME/`: a target's rows, their features under each checkpoint, and the pool's influence on them.
 
-rows.jsonl                               {id, where, subtask, fingerprint, messages, n_tokens, n_trained} a row
+rows.jsonl                               {id, where, subtask, fingerprint, n_tokens, n_trained, messages, tools} a row
 target.json                              where it came from, digest of its rows, subtasks in order of first appearance
 features/CKPT.safetensors                features [V, D] fp32 unit length; loss, grad_norm, direction_norm, projection_norm [V]
 influence/CKPT/shard-00000.safetensors   influence [n, V] fp32 = <Φ(n), φ(v)>, pool order, NaN where a row has no feature
@@ -20,6 +20,7 @@ from siftune.datastore.pool import TokenRows
 from siftune.datastore.shards import read_shard, shard_notes
 from siftune.datastore.store import Datastore
 from siftune.records.errors import SiftuneError
+from siftune.records.example import Example
 from siftune.records.files import digest_of, read_json, write_json, write_text
 from siftune.records.readers import TargetRow
 
@@ -74,6 +75,7 @@ def write_target(path: Path, source: str, rows: list[TargetRow], tokens: TokenRo
             "n_tokens": len(token_ids),
             "n_trained": int(trained.sum()),
             "messages": row.example.messages,
+            "tools": row.example.tools,
         }
         for row, token_ids, trained in zip(rows, tokens.token_ids, tokens.trained, strict=True)
     ]
@@ -104,6 +106,16 @@ def read_influence(target: Target, checkpoint: int, store: Datastore) -> np.ndar
     """`influence_N_V` of the whole pool under one checkpoint, fp32."""
     folder = target.path / "influence" / str(checkpoint)
     return np.concatenate([read_shard(folder, shard)["influence"].numpy() for shard in store.plan.shards])
+
+
+def kept_rows(target: Target) -> list[TargetRow]:
+    """A target's rows as the run keeps them, without their other columns."""
+    rows = []
+    with (target.path / "rows.jsonl").open(encoding="utf-8") as file:
+        for line in map(json.loads, file):
+            example = Example(line["id"], target.name, line["messages"], line["where"], tools=line["tools"])
+            rows.append(TargetRow(example, line["subtask"]))
+    return rows
 
 
 def features_file(target: Target, checkpoint: int) -> Path:

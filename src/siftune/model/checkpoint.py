@@ -205,17 +205,13 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         aside.rename(path)
         _fsync(path.parent)
     except (OSError, SafetensorError) as error:
-        raise disk_error(_as_os_error(error), path) from error
+        told = disk_error(error, path)
+        if told is error:
+            raise
+        raise told from error
     finally:
         for left in (aside, old):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _as_os_error(error: OSError | SafetensorError) -> OSError:
-    """safetensors reports a full disk in words only."""
-    if isinstance(error, OSError):
-        return error
-    return OSError(28 if "No space left" in str(error) else 5, str(error))
 
 
 def _adapter_config(adapter: Path) -> str:

@@ -16,7 +16,7 @@ def settled(recipe: Recipe) -> tuple[Recipe, list[str]]:
     device = device_of(recipe)
     dtype, reason = choose_dtype(recipe.dtype, device)
     # On a CPU, batching beyond a few rows gains nothing and costs memory; a GPU wants to be filled.
-    batch_tokens = recipe.batch_tokens or (2048 if device.type == "cpu" else 16_384)
+    batch_tokens = recipe.batch_tokens or (2048 if device.type == "cpu" else 8192)
     changes: dict[str, Any] = {"device": str(device), "dtype": dtype, "batch_tokens": batch_tokens}
     notes = [f"device {device}, dtype {dtype} ({reason})"]
     if recipe.threads is None:

@@ -112,7 +112,7 @@ def select(
     """Choose again in a run whose influence is there: other budget, rule, method or name. The model isn't needed.
 
     settings: those of CHOICE that differ from the run's
-    targets:  all of the run's where empty; the method `random` needs none
+    targets:  all of the run's where empty; the method `random` needs none and is named so
     """
     for key in settings:
         if key not in CHOICE:
@@ -122,7 +122,7 @@ def select(
     path = Path(path)
     recorded = read_run_recipe(path)
     recipe = recorded.with_settings(dict(settings))
-    names = list(targets) or list(recorded.target) or (["random"] if recipe.method == "random" else [])
+    names = list(targets) or (["random"] if recipe.method == "random" else list(recorded.target))
     if not names:
         raise SiftuneError(
             "this run has no target yet",
@@ -157,11 +157,11 @@ def append(path: Path | str, pool: Iterable[str], *, reporter: Reporter | None =
 
 
 def _less_stages(session: Session, encoded: dict[str, Any], reached: int) -> None:
-    from siftune.pipeline.training import make_checkpoints, make_datastore, make_influence
+    from siftune.pipeline.training import make_checkpoints, make_features, make_influence
 
     make_checkpoints(session)
     if reached >= STAGES.index("datastore"):
-        make_datastore(session)
+        make_features(session, encoded)
     if reached >= STAGES.index("influence"):
         make_influence(session, encoded)
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
-from siftune.datastore.index import duplicate_rows, read_index, repeated_ids, scorable_rows, write_index
+from siftune.datastore.index import (
+    counts,
+    duplicate_rows,
+    read_index,
+    repeated_ids,
+    scorable_rows,
+    write_index,
+)
 from siftune.datastore.manifest import versions
 from siftune.datastore.pool import Pool
 from siftune.datastore.store import Datastore
-from siftune.datastore.targets import Target, write_target
+from siftune.datastore.targets import Target, kept_rows, write_target
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import read_made_with, write_run_recipe
 from siftune.records.errors import SiftuneError
@@ -25,6 +30,8 @@ from siftune.records.readers import TargetRow, read_pool, read_target
 from siftune.records.recipe import Recipe
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from siftune.chat.encoder import ChatEncoder
     from siftune.datastore.pool import TokenRows
 
@@ -44,6 +51,8 @@ class Session:
         self.path, self.recipe, self.reporter, self.recorded = path, recipe, reporter, recorded
         self.log = RunLog(path / "log.jsonl")
         self.made_with: dict[str, Any] = read_made_with(path)
+        self.base: PreTrainedModel | None = None
+        self.base_digest = ""
 
     # What is on disk
 
@@ -100,12 +109,19 @@ class Session:
     # Reading
 
     def read_targets(self, targets: Mapping[str, str]) -> dict[str, tuple[Target, TokenRows]]:
-        """Read and encode target files into the run. Any unusable row is an error, before hours of work."""
+        """Read and encode target files into the run. Any unusable row is an error, before hours of work.
+
+        Rows of a target whose file is gone are those that the run keeps.
+        """
         from siftune.datastore.features_writer import encode_target
 
         read: list[tuple[str, str, list[TargetRow], TokenRows]] = []
         for name, source in targets.items():
-            rows = read_target(source, name)
+            kept = self.path / "targets" / name
+            if (kept / "target.json").exists() and not Path(source).exists():
+                rows = kept_rows(Target.open(kept))
+            else:
+                rows = read_target(source, name)
             read.append((name, source, rows, encode_target(rows, self.encoder)))
         found: dict[str, tuple[Target, TokenRows]] = {}
         for name, source, rows, tokens in read:
@@ -119,6 +135,7 @@ class Session:
         """Read the pool into `RUN/pool`, unless that is done."""
         if (self.path / "pool" / "plan.json").exists():
             self._check_encoder()
+            self.update_index()
             return
         if not self.recipe.pool:
             raise SiftuneError("no pool is given", where="pool", todo="Give the files: --pool FILE …")
@@ -168,13 +185,13 @@ class Session:
                 todo="Set the model back to what it was, or start a new run with another --out",
             )
 
-    def update_index(self) -> pa.Table:
-        """Make index and quarantine again from what is on disk."""
+    def update_index(self) -> None:
+        """Make index and quarantine again from what is on disk, where that has changed."""
         without_feature: dict[int, str] = {}
         for number in self.store_numbers():
             for row, reason in self.store(number).without_feature():
                 without_feature.setdefault(row, f"{reason} at checkpoint {number}")
-        return write_index(
+        write_index(
             self.path, self.pool, warmup_rows=self.warmup_rows() or [], without_feature=without_feature
         )
 
@@ -192,29 +209,23 @@ class Session:
     def _report_pool(self) -> dict[str, Any]:
         """Say what was read; the same as log details."""
         index = read_index(self.path)
-        status = Counter(index["status"].to_pylist())
-        ways = Counter(way for way in index["mask"].to_pylist() if way)
+        status, ways = counts(index, "status"), counts(index, "mask")
+        n_truncated, n_quarantined = status.get("truncated", 0), status.get("quarantined", 0)
         duplicates, repeated = duplicate_rows(index), repeated_ids(index)
-        n_usable = status["ok"] + status["truncated"]
+        n_usable = index.num_rows - n_quarantined
         note, warn = self.reporter.note, self.reporter.warn
         note(
             f"pool: {index.num_rows:,} rows, {n_usable:,} usable, "
-            f"trained tokens found by {', '.join(f'{way} ({n:,})' for way, n in ways.most_common())}"
+            f"trained tokens found by {', '.join(f'{way} ({n:,})' for way, n in ways.items())}"
         )
-        if status["truncated"]:
+        if n_truncated:
             warn(
-                f"{status['truncated']:,} rows are longer than max_length {self.recipe.max_length} and were cut at their end"
+                f"{n_truncated:,} rows are longer than max_length {self.recipe.max_length} and were cut at their end"
             )
-        if status["quarantined"]:
-            reasons = Counter(
-                r
-                for r, s in zip(index["reason"].to_pylist(), index["status"].to_pylist(), strict=True)
-                if s == "quarantined"
-            )
-            commonest, n = reasons.most_common(1)[0]
-            warn(
-                f"{status['quarantined']:,} rows are in {self.path / 'quarantine.jsonl'}; most often ({n:,}): {commonest}"
-            )
+        if n_quarantined:
+            commonest, n = next(iter(counts(index, "reason").items()))
+            file = self.path / "quarantine.jsonl"
+            warn(f"{n_quarantined:,} rows are in {file}; most often ({n:,}): {commonest}")
         if repeated:
             warn(
                 f"{len(repeated):,} ids occur more than once, {repeated[0]!r} among them; rows are told apart by their place"
@@ -231,8 +242,8 @@ class Session:
             )
         return {
             "rows": index.num_rows,
-            "status": dict(status),
-            "mask": dict(ways),
+            "status": status,
+            "mask": ways,
             "duplicates": duplicates,
             "repeated_ids": len(repeated),
         }

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,101 +20,87 @@ from siftune.datastore.shards import shard_notes
 from siftune.datastore.targets import Target, features_file, missing_influence
 from siftune.gradients.directions import AdamState
 from siftune.gradients.features import FeatureExtractor
-from siftune.gradients.projection import make_projector
+from siftune.gradients.projection import Projector, make_projector
 from siftune.model.adopt import adopt
 from siftune.model.checkpoint import Checkpoint, list_checkpoints
 from siftune.model.identity import model_digest
 from siftune.model.load import load_model
-from siftune.model.lora import load_adapter, lora_parameters
+from siftune.model.lora import adapter_on, lora_parameters
 from siftune.model.probe import mean_gradients
 from siftune.model.warmup import LoraSettings, default_batch, warm_up, warmup_rows
 from siftune.pipeline.machine import device_of, pin
 from siftune.pipeline.session import Session
+from siftune.records.errors import SiftuneError
 from siftune.records.files import read_json, sha256_of
 
 PROBE_ROWS = 32
 """Pool rows whose mean gradient probes the order of adopted moments."""
 
 
-def make_checkpoints(session: Session) -> list[Checkpoint]:
-    """Train or adopt `RUN/checkpoints`, unless they are there, and check that their model is the run's."""
+def make_checkpoints(session: Session) -> None:
+    """Train or adopt `RUN/checkpoints`, unless they are there."""
     found = list_checkpoints(session.path)
     if not found:
         with session.log.stage("warmup") as details:
-            base = _load_base(session)
-            found = _adopted(session, base) if session.recipe.adopt else _warmed_up(session, base)
+            found = _adopted(session) if session.recipe.adopt else _warmed_up(session)
             details |= {"checkpoints": len(found), "weights": [round(c.weight, 4) for c in found]}
-        session.update_index()
-        config = read_json(found[0].path / "adapter_config.json")
-        changes = {
-            "rank": config["r"],
-            "alpha": config["lora_alpha"],
-            "lora_targets": config["target_modules"],
-        }
-        session.recipe = session.recipe.with_settings(changes)
-        session.save_recipe(checkpoints=[_identity(checkpoint) for checkpoint in found])
         weights = ", ".join(f"{checkpoint.weight:.3f}" for checkpoint in found)
         session.reporter.note(f"{len(found)} checkpoints, weights {weights}")
-    return found
+    session.update_index()
+    config = read_json(found[0].path / "adapter_config.json")
+    made = {"rank": config["r"], "alpha": config["lora_alpha"], "lora_targets": config["target_modules"]}
+    session.recipe = session.recipe.with_settings(made)
+    session.save_recipe(checkpoints=[_identity(checkpoint) for checkpoint in found])
 
 
-def make_datastore(session: Session) -> None:
-    """Make what is missing of the features of the pool under every checkpoint."""
+def make_features(session: Session, targets: Mapping[str, tuple[Target, TokenRows]]) -> None:
+    """Make what is missing of the features of the pool and of the targets under every checkpoint."""
     pool, recipe = session.pool, session.recipe
     checkpoints = list_checkpoints(session.path)
-    made = 0
+    before = len(session.scorable())
     for checkpoint in checkpoints:
-        path = session.store_path(checkpoint.number)
-        missing = [shard for shard in pool.plan.shards if shard_notes(path, shard) is None]
-        if not missing:
+        number, path = checkpoint.number, session.store_path(checkpoint.number)
+        rows = sum(len(shard) for shard in pool.plan.shards if shard_notes(path, shard) is None)
+        new = [t for t in targets.values() if not features_file(t[0], number).exists()]
+        if not rows and not new:
             continue
         with (
-            session.log.stage(f"datastore {checkpoint.number}") as details,
+            session.log.stage(f"datastore {number}") as details,
             _extractor(session, checkpoint) as extractor,
         ):
-            rows = sum(len(shard) for shard in missing)
-            title = f"gradients at checkpoint {checkpoint.number} of {len(checkpoints)}"
-            with session.reporter.bar(title, pool.plan.n_rows, "rows", pool.plan.n_rows - rows) as advance:
-                build_datastore(
-                    path,
-                    pool,
-                    extractor,
-                    direction=recipe.direction,
-                    store_dtype=recipe.store_dtype,
-                    on_rows=advance,
-                )
-            details["rows"] = rows
-        made += rows
-    if made:
-        before = len(session.scorable())
-        session.update_index()
-        if lost := before - len(session.scorable()):
-            session.reporter.warn(
-                f"{lost} rows have no usable gradient; see {session.path / 'quarantine.jsonl'}"
-            )
+            title = f"gradients at checkpoint {number} of {len(checkpoints)}"
+            if rows:
+                with session.reporter.bar(
+                    title, pool.plan.n_rows, "rows", pool.plan.n_rows - rows
+                ) as advance:
+                    build_datastore(
+                        path,
+                        pool,
+                        extractor,
+                        direction=recipe.direction,
+                        store_dtype=recipe.store_dtype,
+                        on_rows=advance,
+                    )
+            for target, tokens in new:
+                session.reporter.note(f"{title}: {len(tokens.row_N)} rows of target {target.name}")
+                build_target_features(target, tokens, number, extractor, pool.plan.batch_tokens)
+            details |= {"rows": rows, "targets": [target.name for target, _ in new]}
+    session.update_index()
+    if lost := before - len(session.scorable()):
+        session.reporter.warn(f"{lost} rows have no usable gradient; see {session.path / 'quarantine.jsonl'}")
 
 
 def make_influence(session: Session, targets: Mapping[str, tuple[Target, TokenRows]]) -> None:
-    """Make what is missing of the targets' features and of the pool's influence on them."""
-    plan = session.pool.plan
+    """Make what is missing of the pool's influence on the targets."""
     for checkpoint in list_checkpoints(session.path):
         store = session.store(checkpoint.number)
-        new = {n: t for n, t in targets.items() if not features_file(t[0], checkpoint.number).exists()}
-        if new:
-            with (
-                session.log.stage(f"target features {checkpoint.number}"),
-                _extractor(session, checkpoint) as extractor,
-            ):
-                for name, (target, tokens) in new.items():
-                    session.reporter.note(f"gradients of target {name} at checkpoint {checkpoint.number}")
-                    build_target_features(target, tokens, checkpoint.number, extractor, plan.batch_tokens)
         for target, _ in targets.values():
             if missing_influence(target, checkpoint.number, store):
                 with session.log.stage(f"influence {target.name} {checkpoint.number}"):
                     build_influence(target, checkpoint.number, store)
 
 
-def _warmed_up(session: Session, base: PreTrainedModel) -> list[Checkpoint]:
+def _warmed_up(session: Session) -> list[Checkpoint]:
     recipe, pool = session.recipe, session.pool
     rows = session.warmup_rows()
     if rows is None:
@@ -139,7 +126,7 @@ def _warmed_up(session: Session, base: PreTrainedModel) -> list[Checkpoint]:
             seen[0] = step
 
         return warm_up(
-            base,
+            _base(session),
             tokens,
             session.path / "checkpoints",
             seed=recipe.seed,
@@ -153,7 +140,7 @@ def _warmed_up(session: Session, base: PreTrainedModel) -> list[Checkpoint]:
         )
 
 
-def _adopted(session: Session, base: PreTrainedModel) -> list[Checkpoint]:
+def _adopted(session: Session) -> list[Checkpoint]:
     recipe, pool = session.recipe, session.pool
     assert recipe.adopt is not None
     some = np.random.default_rng(recipe.seed).permutation(session.scorable())[:PROBE_ROWS]
@@ -165,7 +152,7 @@ def _adopted(session: Session, base: PreTrainedModel) -> list[Checkpoint]:
     found = adopt(
         Path(recipe.adopt),
         session.path / "checkpoints",
-        base=base,
+        base=_base(session),
         weights=recipe.weights,
         gradients=gradients,
     )
@@ -175,35 +162,60 @@ def _adopted(session: Session, base: PreTrainedModel) -> list[Checkpoint]:
     return found.checkpoints
 
 
-def _load_base(session: Session) -> PreTrainedModel:
+def _base(session: Session) -> PreTrainedModel:
+    """The frozen base model, loaded once a session; whoever puts an adapter on it takes it off again."""
     recipe = session.recipe
     assert recipe.model is not None
     assert recipe.dtype != "auto"
     pin(recipe)
-    session.reporter.note(f"loading {recipe.model}")
-    return load_model(
-        recipe.model,
-        revision=recipe.revision,
-        dtype=recipe.dtype,
-        attn=recipe.attn,
-        quantize=recipe.quantize,
-        device=device_of(recipe),
-    )
+    if session.base is None:
+        session.reporter.note(f"loading {recipe.model}")
+        session.base = load_model(
+            recipe.model,
+            revision=recipe.revision,
+            dtype=recipe.dtype,
+            attn=recipe.attn,
+            quantize=recipe.quantize,
+            device=device_of(recipe),
+        )
+        session.base_digest = model_digest(session.base)
+    return session.base
 
 
 @contextmanager
 def _extractor(session: Session, checkpoint: Checkpoint) -> Iterator[FeatureExtractor]:
     """The model under a checkpoint, ready to make features; the datastore's manifest is claimed first."""
+    base = _base(session)
+    with adapter_on(base, checkpoint.path, trainable=False) as model:
+        projector = _claimed_projector(session, checkpoint, base, model)
+        flat = [
+            {name: tensor.flatten().to(base.device) for name, tensor in moments.items()}
+            for moments in (checkpoint.exp_avg, checkpoint.exp_avg_sq)
+        ]
+        state = AdamState(flat[0], flat[1], *checkpoint.betas, checkpoint.eps, checkpoint.step)
+        try:
+            yield FeatureExtractor(
+                model, projector, state, gradient_checkpointing=session.recipe.gradient_checkpointing
+            )
+        except torch.OutOfMemoryError as error:
+            raise SiftuneError(
+                f"the device's memory does not hold a batch of {session.pool.plan.batch_tokens} tokens",
+                where="batch_tokens",
+                todo="Start a new run with a smaller --batch-tokens, or with --gradient-checkpointing",
+            ) from error
+
+
+def _claimed_projector(
+    session: Session, checkpoint: Checkpoint, base: PreTrainedModel, model: PeftModel
+) -> Projector:
+    """The run's projector, once the datastore's manifest says that it is made with this and nothing else."""
     recipe = session.recipe
-    base = _load_base(session)
-    digest = model_digest(base)
-    model = load_adapter(base, checkpoint.path, trainable=False)
     parameters = lora_parameters(model)
     sizes = {name: parameter.numel() for name, parameter in parameters.items()}
     projector = make_projector(recipe.projection, sizes, recipe.features, recipe.seed)
     made_with = {
         "method": "less",
-        "model": digest,
+        "model": session.base_digest,
         "checkpoint": _identity(checkpoint),
         "encoder": session.pool.plan.encoder,
         "direction": recipe.direction,
@@ -225,15 +237,7 @@ def _extractor(session: Session, checkpoint: Checkpoint) -> Iterator[FeatureExtr
         session.reporter.warn(
             f"the datastore was begun with {what} {change}: features may differ in their last digits"
         )
-    device = base.device
-    state = AdamState(
-        {name: tensor.flatten().to(device) for name, tensor in checkpoint.exp_avg.items()},
-        {name: tensor.flatten().to(device) for name, tensor in checkpoint.exp_avg_sq.items()},
-        *checkpoint.betas,
-        checkpoint.eps,
-        checkpoint.step,
-    )
-    yield FeatureExtractor(model, projector, state, gradient_checkpointing=recipe.gradient_checkpointing)
+    return projector
 
 
 def _identity(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -30,23 +30,28 @@ def written_whole(path: Path) -> Iterator[Path]:
         _fsync(aside)
         os.replace(aside, path)
         _fsync(path.parent)
-    except OSError as error:
-        raise disk_error(error, path) from error
+    except Exception as error:
+        told = disk_error(error, path)
+        if told is error:
+            raise
+        raise told from error
     finally:
         aside.unlink(missing_ok=True)
 
 
-def disk_error(error: OSError, path: Path) -> Exception:
-    """The SiftuneError for a full disk, quota or read-only folder; any other OSError unchanged."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def disk_error(error: Exception, path: Path) -> Exception:
+    """The SiftuneError for a full disk, quota or read-only folder; any other error unchanged."""
+    code = error.errno if isinstance(error, OSError) else None
+    # safetensors and Arrow report a full disk in words only
+    if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
         return SiftuneError(
             "the disk is full",
             where=str(path),
             todo="Free some space and run the same command again: it goes on here",
         )
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+    if code in (errno.EACCES, errno.EROFS, errno.EPERM):
         return SiftuneError(
-            f"cannot be written ({error.strerror})",
+            f"cannot be written ({os.strerror(code)})",
             where=str(path),
             todo="Choose a folder you may write to (--out)",
         )

@@ -102,7 +102,7 @@ class Recipe(BaseModel):
 
     # Gradients and datastore
     method: Method = Field("less", description="how the pool is scored")
-    direction: Direction = Field("adam", description="the update a pool row would cause")
+    direction: Direction = Field("sgd", description="the update a pool row would cause")
     projection: Projection = Field("sketch", description="random projection of a direction")
     features: int = Field(8192, ge=1, le=2**20, description="numbers a feature has")
     store_dtype: StoreDtype = Field("fp16", description="numbers in the datastore")
