@@ -27,7 +27,7 @@ from torch import Tensor
 
 from siftune.model.lora import adapter_tensors, is_lora_weight
 from siftune.records.errors import SiftuneError
-from siftune.records.files import disk_error, read_json
+from siftune.records.files import disk_error, fsync, read_json
 
 ADAPTER, CONFIG, ADAM, FACTS = (
     "adapter_model.safetensors",
@@ -199,11 +199,11 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         aside.mkdir()
         yield aside
         for file in [*aside.iterdir(), aside]:
-            _fsync(file)
+            fsync(file)
         if path.exists():
             path.rename(old)
         aside.rename(path)
-        _fsync(path.parent)
+        fsync(path.parent)
     except (OSError, SafetensorError) as error:
         told = disk_error(error, path)
         if told is error:
@@ -226,11 +226,3 @@ def _adapter_config(adapter: Path) -> str:
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     with safe_open(path, framework="pt") as file:
         return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  not a dict
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

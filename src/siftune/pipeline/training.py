@@ -24,7 +24,7 @@ from siftune.gradients.projection import Projector, make_projector
 from siftune.model.adopt import adopt
 from siftune.model.checkpoint import Checkpoint, list_checkpoints
 from siftune.model.identity import model_digest
-from siftune.model.load import load_model
+from siftune.model.load import load_model, quiet_transformers
 from siftune.model.lora import adapter_on, lora_parameters
 from siftune.model.probe import mean_gradients
 from siftune.model.warmup import LoraSettings, default_batch, warm_up, warmup_rows
@@ -186,7 +186,7 @@ def _base(session: Session) -> PreTrainedModel:
 def _extractor(session: Session, checkpoint: Checkpoint) -> Iterator[FeatureExtractor]:
     """The model under a checkpoint, ready to make features; the datastore's manifest is claimed first."""
     base = _base(session)
-    with adapter_on(base, checkpoint.path, trainable=False) as model:
+    with quiet_transformers(), adapter_on(base, checkpoint.path, trainable=False) as model:
         projector = _claimed_projector(session, checkpoint, base, model)
         flat = [
             {name: tensor.flatten().to(base.device) for name, tensor in moments.items()}

@@ -27,9 +27,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield aside
-        _fsync(aside)
+        fsync(aside)
         os.replace(aside, path)
-        _fsync(path.parent)
+        fsync(path.parent)
     except Exception as error:
         told = disk_error(error, path)
         if told is error:
@@ -91,7 +91,8 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Make a file or folder lasting."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
