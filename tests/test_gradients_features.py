@@ -168,13 +168,17 @@ def test_a_module_used_twice_is_refused() -> None:
         extractor(model)(*padded(rows()), "sgd")
 
 
-def test_an_input_that_is_not_rows_by_tokens_is_refused() -> None:
+def test_rows_and_tokens_may_be_flattened_but_not_a_part_of_them_taken() -> None:
     model = trained_lora("llama", ("down_proj",))
+    some = padded(rows())
+    wanted = extractor(model)(*some, "adam").features_B_D
     mlp = model.get_base_model().model.layers[0].mlp
     plain = mlp.forward
-    mlp.forward = lambda x: plain(x.flatten(0, 1)).view(x.shape)
+    mlp.forward = lambda x: plain(x.flatten(0, 1)).view(x.shape)  # as OPT does
+    np.testing.assert_allclose(extractor(model)(*some, "adam").features_B_D, wanted, rtol=1e-5, atol=1e-7)
+    mlp.forward = lambda x: x + plain(x.flatten(0, 1)[:5]).sum()  # as an expert of a mixture does
     with pytest.raises(SiftuneError, match="told apart by example"):
-        extractor(model)(*padded(rows()), "sgd")
+        extractor(model)(*some, "sgd")
 
 
 def test_a_part_of_the_model_that_no_row_reaches_counts_as_gradient_zero() -> None:

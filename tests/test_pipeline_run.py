@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from rich.console import Console
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
 import siftune
 from gradient_oracle import directed, gradients, projected
+from model_helpers import write_tiny_model
 from pipeline_helpers import (
     LASTING,
     N_PLANTED,
@@ -32,7 +35,9 @@ from siftune.model.checkpoint import list_checkpoints
 from siftune.model.load import load_model
 from siftune.model.lora import load_adapter
 from siftune.pipeline.run import append, run, score, select
+from siftune.pipeline.summary import show
 from siftune.records.errors import SiftuneError
+from siftune.records.recipe import PRESETS, make_recipe
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +187,8 @@ def test_running_again_changes_nothing_and_a_changed_setting_is_refused(
     before = digests(done, *LASTING)
     run(recipe(given), done)
     assert digests(done, *LASTING) == before
+    with pytest.raises(SiftuneError, match="name"):
+        select(done, {"name": "../evil"})
     for change in (
         {"epochs": 3},
         {"seed": 5},
@@ -271,7 +278,7 @@ def test_appended_rows_leave_old_ones_alone(given: dict[str, Any], done: Path, t
     assert before.items() <= after.items()
     assert append(out, [str(more)]) == 0
     assert digests(out, "datastore", "targets", "selections") == after
-    with pytest.raises(SiftuneError, match="exists with pool"):
+    with pytest.raises(SiftuneError, match="now it has 310"):
         select(out, {})
     rows = select(out, {"keep": "22", "name": "grown"}).selections["grown"].rows()
     assert sum(row["source"] == "planted" for row in rows) >= 19
@@ -282,3 +289,91 @@ def test_appended_rows_leave_old_ones_alone(given: dict[str, Any], done: Path, t
 def test_python_names_are_there() -> None:
     for name in siftune.__all__:
         assert getattr(siftune, name) is not None
+
+
+def test_a_mistake_before_the_pool_is_read_does_not_bind_the_run(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(SiftuneError, match="nowhere"):
+        run(recipe(given, pool=["nowhere.jsonl"], epochs=7), tmp_path / "run")
+    run(recipe(given), tmp_path / "run", until="pool")
+
+
+def test_an_index_that_a_kill_prevented_is_made(done: Path, given: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(recipe(given), out, until="pool")
+    (out / "pool" / "index.parquet").unlink()
+    (out / "quarantine.jsonl").unlink()
+    run(recipe(given), out, until="warmup")
+    assert (
+        pq.read_table(out / "pool" / "index.parquet")["in_warmup"].to_numpy(zero_copy_only=False).sum()
+        == N_POOL // 2
+    )
+
+
+def test_a_flipped_byte_is_found_not_used(given: dict[str, Any], done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(done, out)
+    file = out / "datastore/less/1/shard-00001.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 0x13
+    file.write_bytes(content)
+    target = write_rows(tmp_path / "t.jsonl", target_rows(3, seed=3))
+    with pytest.raises(SiftuneError, match="damaged"):
+        score(out, {"new": str(target)})
+    file.unlink()
+    run(recipe(given), out)
+    assert digests(out, "datastore").items() <= digests(done, "datastore").items()
+    assert score(out, {"new": str(target)}).selections["new"].rows()
+
+
+def test_another_model_under_the_old_name_is_refused(given: dict[str, Any], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    write_tiny_model(model, "llama", seed=0)
+    run(recipe(given, model=str(model)), tmp_path / "run", until="warmup")
+    write_tiny_model(model, "llama", seed=3)
+    with pytest.raises(SiftuneError, match="model"):
+        run(recipe(given, model=str(model)), tmp_path / "run")
+
+
+def test_a_run_goes_on_from_another_folder(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here with spaces"
+    write_inputs(here)
+    monkeypatch.chdir(here)
+    relative = {**given, "model": "model", "pool": ["pool.jsonl"], "target": {"sums": "target.jsonl"}}
+    run(recipe(relative), Path("run"), until="pool")
+    monkeypatch.chdir(tmp_path)
+    result = run(recipe({}), here / "run")
+    assert len(result.selections["sums"].rows()) == N_PLANTED
+    (here / "target.jsonl").unlink()
+    run(recipe({}), here / "run")
+
+
+def test_the_preset_of_the_paper_runs_on_a_small_pool(given: dict[str, Any], tmp_path: Path) -> None:
+    """One step an epoch: the first has learning rate 0, so its checkpoint weighs nothing."""
+    settings = {**given, **PRESETS["less"], "warmup_fraction": 0.5, "epochs": 3, "max_length": 200}
+    run(make_recipe(settings), tmp_path / "run")
+    weights = [c.weight for c in list_checkpoints(tmp_path / "run")]
+    assert weights[0] == 0
+    assert sum(weights) == pytest.approx(1)
+    manifest = json.loads((tmp_path / "run/datastore/less/1/manifest.json").read_text())
+    assert manifest["direction"] == "adam"
+
+
+def test_a_column_called_siftune_and_hostile_names_come_through(
+    given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pool_rows(40, 8)
+    rows[0] |= {"_siftune": "mine", "source": "\x1b[2J[red]evil\u202e"}
+    pool = write_rows(tmp_path / "p.jsonl", rows)
+    result = run(recipe(given, pool=[str(pool)], keep="100%"), tmp_path / "run")
+    kept = [row for row in result.selections["sums"].rows() if "_siftune_before" in row]
+    assert [row["_siftune_before"] for row in kept] == ["mine"]
+    assert kept[0]["source"] == "\x1b[2J[red]evil\u202e"
+    show(result, "selection", Console(width=200))
+    printed = capsys.readouterr().out
+    assert "\x1b[2J" not in printed
+    assert "\u202e" not in printed
+    assert "[red]evil" in printed

@@ -55,23 +55,23 @@ Pool = Annotated[
     ),
 ]
 TargetOption = Annotated[Texts, _option("--target", "The target's rows.", DATA, "NAME=FILE")]
-Keep = Annotated[Text, _option("--keep", "Budget: 5%, 1000 or '2M tokens'.", CHOOSE)]
-RuleOption = Annotated[Text, _option("--rule", "round-robin, top or mean.", CHOOSE)]
+Keep = Annotated[Text, _option("--keep", "Budget: 5%, 1000 or '2M tokens'; no default.", CHOOSE)]
+RuleOption = Annotated[Text, _option("--rule", "round-robin (the default), top or mean.", CHOOSE)]
 Centre = Annotated[
     Bool,
     typer.Option(
         "--centre/--no-centre",
-        help="Subtract the pool's mean feature first.",
+        help="Subtract the pool's mean feature first (default: not).",
         rich_help_panel=CHOOSE,
         show_default=False,
     ),
 ]
-Method = Annotated[Text, _option("--method", "less or random.", CHOOSE)]
+Method = Annotated[Text, _option("--method", "less (the default) or random.", CHOOSE)]
 Repeats = Annotated[
     Bool,
     typer.Option(
         "--repeats/--no-repeats",
-        help="Let exact duplicates be chosen more than once.",
+        help="Let exact duplicates be chosen more than once (default: not).",
         rich_help_panel=CHOOSE,
         show_default=False,
     ),
@@ -144,7 +144,9 @@ def run(
     ] = None,
     quantize: Annotated[Text, _option("--quantize", "Load the base in 8bit or 4bit.", DATA)] = None,
     max_length: Annotated[Int, _option("--max-length", "Tokens a row may have (2048).", DATA)] = None,
-    too_long: Annotated[Text, _option("--too-long", "truncate or quarantine longer rows.", DATA)] = None,
+    too_long: Annotated[
+        Text, _option("--too-long", "truncate (the default) or quarantine longer rows.", DATA)
+    ] = None,
     mask: Annotated[
         Text, _option("--mask", "How trained tokens are found: auto, generation, known, prefix.", DATA)
     ] = None,
@@ -161,11 +163,13 @@ def run(
     learning_rate: Annotated[Float, _option("--learning-rate", "Peak (2e-4).", TRAIN)] = None,
     batch: Annotated[Int, _option("--batch", "Rows a step (rows/16 between 4 and 128).", TRAIN)] = None,
     direction: Annotated[
-        Text, _option("--direction", "adam, adam-less, adam-precond, sgd or sign.", GRADS)
+        Text, _option("--direction", "sgd (the default), adam, adam-less, adam-precond or sign.", GRADS)
     ] = None,
-    projection: Annotated[Text, _option("--projection", "sketch, rademacher or none.", GRADS)] = None,
+    projection: Annotated[
+        Text, _option("--projection", "sketch (the default), rademacher or none.", GRADS)
+    ] = None,
     features: Annotated[Int, _option("--features", "Numbers a feature has (8192).", GRADS)] = None,
-    store_dtype: Annotated[Text, _option("--store-dtype", "fp16, bf16 or fp32.", GRADS)] = None,
+    store_dtype: Annotated[Text, _option("--store-dtype", "fp16 (the default), bf16 or fp32.", GRADS)] = None,
     gradient_checkpointing: Annotated[
         Bool,
         typer.Option(
@@ -188,7 +192,10 @@ def run(
     device: Annotated[Text, _option("--device", "cpu, cuda, cuda:1 …", MACHINE)] = None,
     threads: Annotated[Int, _option("--threads", "CPU threads.", MACHINE)] = None,
     batch_tokens: Annotated[
-        Int, _option("--batch-tokens", "Padded tokens in a batch of gradients.", MACHINE)
+        Int,
+        _option(
+            "--batch-tokens", "Padded tokens in a batch of gradients (2048 on a CPU, 8192 on a GPU).", MACHINE
+        ),
     ] = None,
     shard_rows: Annotated[Int, _option("--shard-rows", "Pool rows in a shard (256).", MACHINE)] = None,
     quiet: Quiet = False,
@@ -377,6 +384,7 @@ def _told(debug: bool, again: str) -> Iterator[None]:
     import logging
 
     from siftune.records.errors import SiftuneError
+    from siftune.records.text import shown
 
     logging.getLogger("bitsandbytes").setLevel(
         logging.ERROR
@@ -386,7 +394,7 @@ def _told(debug: bool, again: str) -> Iterator[None]:
     except SiftuneError as error:
         if debug:
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {shown(str(error))}", err=True)
         raise typer.Exit(2) from None
     except OSError as error:
         if debug:

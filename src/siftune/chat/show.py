@@ -7,8 +7,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from siftune.chat.encoder import Encoded
-
-_KEPT = "\n"
+from siftune.records.text import shown
 
 
 def show(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, *, colour: bool = True) -> Text:
@@ -19,8 +18,8 @@ def show(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, *, colour: bool =
     text = Text()
     edges = np.flatnonzero(np.diff(encoded.trained.astype(np.int8), prepend=-1))
     for start, end in zip(edges, [*edges[1:], len(encoded.token_ids)], strict=True):
-        piece = _escaped(
-            str(tokenizer.decode(encoded.token_ids[start:end].tolist(), skip_special_tokens=False))
+        piece = shown(
+            str(tokenizer.decode(encoded.token_ids[start:end].tolist(), skip_special_tokens=False)), keep="\n"
         )
         if not encoded.trained[start]:
             text.append(piece, style="dim" if colour else "")
@@ -29,15 +28,3 @@ def show(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, *, colour: bool =
         else:
             text.append(f"⟦{piece}⟧")
     return text
-
-
-def _escaped(text: str) -> str:
-    """Text in which only printable characters and line breaks are themselves."""
-    return "".join(
-        character if character.isprintable() or character in _KEPT else _escape(character)
-        for character in text
-    )
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape", "surrogatepass").decode("ascii")

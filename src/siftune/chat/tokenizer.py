@@ -22,6 +22,10 @@ def load_tokenizer(
 
     Code that comes with a model is never run. Raises SiftuneError where there is no usable tokenizer.
     """
+    if model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().is_dir():
+        raise SiftuneError(
+            "there is no such folder", where=f"model: {model}", todo="Give a model folder or a hub id"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             model, revision=revision or "main", use_fast=True, trust_remote_code=False

@@ -64,26 +64,29 @@ def lora_linears(model: PeftModel) -> dict[str, nn.Linear]:
 
 
 @contextmanager
-def captured(model: PeftModel, n_rows: int, sink: Sink) -> Iterator[None]:
-    """While open, a backward pass through `model` for a batch of `n_rows` hands per-example gradients to `sink`."""
+def captured(model: PeftModel, shape_B_T: tuple[int, int], sink: Sink) -> Iterator[None]:
+    """While open, a backward pass through `model` for a batch of B rows × T tokens hands per-example gradients to `sink`."""
     with ExitStack() as undo:
         for name, linear in lora_linears(model).items():
             # The graph has to begin at the lowest adapter although nothing is accumulated in its weight.
             linear.weight.requires_grad_(True)
-            setattr(linear, "forward", partial(_forward, linear.weight, name, n_rows, sink))  # noqa: B010  typed otherwise
+            setattr(linear, "forward", partial(_forward, linear.weight, name, shape_B_T, sink))  # noqa: B010  typed otherwise
             undo.callback(_restore, linear)
         yield
 
 
-def _forward(weight_O_I: Tensor, name: str, n_rows: int, sink: Sink, x: Tensor) -> Tensor:
-    if x.dim() != 3 or x.shape[0] != n_rows:
+def _forward(weight_O_I: Tensor, name: str, shape_B_T: tuple[int, int], sink: Sink, x: Tensor) -> Tensor:
+    lead = tuple(x.shape[:-1])
+    if lead not in (shape_B_T, (shape_B_T[0] * shape_B_T[1],)):  # some blocks flatten rows and tokens (OPT)
         raise SiftuneError(
-            f"the adapter at {name.removesuffix('.weight')} gets input of shape {list(x.shape)}, not rows × tokens ×"
-            " features, so its gradient can't be told apart by example (experts of a mixture do this)",
+            f"the adapter at {name.removesuffix('.weight')} gets input of shape {list(x.shape)} for"
+            f" {shape_B_T[0]} rows × {shape_B_T[1]} tokens, so its gradient can't be told apart by example (experts of a"
+            " mixture do this)",
             where="lora_targets",
             todo="Choose other modules, for example the attention projections",
         )
-    return _PerExampleLinear.apply(x, weight_O_I, name, sink)  # pyright: ignore[reportReturnType]
+    y: Any = _PerExampleLinear.apply(x.view(*shape_B_T, -1), weight_O_I, name, sink)
+    return y.view(*lead, -1)
 
 
 def _restore(linear: nn.Linear) -> None:

@@ -62,7 +62,7 @@ class FeatureExtractor:
         trained = torch.from_numpy(trained_B_T).to(self.device)
         batch = _BatchSums(len(ids), self, kind)
         with (
-            captured(self.model, len(ids), batch.take),
+            captured(self.model, (ids.shape[0], ids.shape[1]), batch.take),
             layers_checkpointed(self.model, self.gradient_checkpointing),
         ):
             loss_B = losses(self.model, ids, trained)

@@ -167,14 +167,13 @@ def _logged(sources: list[_Source], index: int) -> list[float]:
 
 
 def _mean_rates(sources: list[_Source]) -> list[float | None]:
-    """Mean logged learning rate of each interval; SiftuneError where the log is too sparse to tell."""
+    """Mean logged learning rate of each interval (0 where all of it was the first step of a warm-up); SiftuneError where none is logged."""
     means: list[float | None] = []
     for index, item in enumerate(sources):
         rates = _logged(sources, index)
-        if not rates or sum(rates) <= 0:
-            found = "no learning rate" if not rates else "only learning rates of 0"
+        if not rates:
             raise SiftuneError(
-                f"trainer_state.json logs {found} between this checkpoint and the previous one",
+                "trainer_state.json logs no learning rate between this checkpoint and the previous one",
                 where=str(item.folder),
                 todo="Say what each checkpoint weighs: --weights, one number per checkpoint (its mean learning rate)",
             )

@@ -81,6 +81,13 @@ def load_model(
     return loaded.requires_grad_(False).eval()
 
 
+def positions_of(model: str, revision: str | None) -> int | None:
+    """How many positions a model has, None where its configuration doesn't say."""
+    config = _load_config(model, _local_folder(model), revision).get_text_config()
+    found = getattr(config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 1 else None
+
+
 def choose_dtype(setting: str, device: torch.device) -> tuple[Dtype, str]:
     """The dtype of the base weights for a setting (`auto`, fp32, bf16, fp16) on a device, and the reason in words."""
     if setting == "auto":

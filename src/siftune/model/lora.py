@@ -76,7 +76,14 @@ def add_lora(
     )
     with quiet_transformers(), torch.random.fork_rng():
         torch.manual_seed(seed_32(seed))
-        peft_model = get_peft_model(model, config, adapter_name=ADAPTER)
+        try:
+            peft_model = get_peft_model(model, config, adapter_name=ADAPTER)
+        except ValueError as error:  # peft: layers of a kind that it can't adapt
+            raise SiftuneError(
+                f"PEFT can't put LoRA there ({' '.join(str(error).split())[:300]})",
+                where="lora_targets",
+                todo="Name linear layers that it can adapt as --lora-targets",
+            ) from error
     check_supported(peft_model)
     assert isinstance(peft_model, PeftModel)
     return peft_model

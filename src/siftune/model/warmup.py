@@ -8,6 +8,7 @@ A training that was cut off goes on from its last whole epoch and writes the sam
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
@@ -29,7 +30,7 @@ from siftune.model.checkpoint import Checkpoint, list_checkpoints
 from siftune.model.load import quiet_transformers
 from siftune.model.lora import adapter_on, add_lora, seed_32
 from siftune.records.errors import SiftuneError
-from siftune.records.files import digest_of, read_json, sha256_of, write_json, write_text
+from siftune.records.files import digest_of, disk_error, read_json, sha256_of, write_json, write_text
 
 Row = tuple[NDArray[Any], NDArray[Any]]
 """(token ids [T], trained [T] bool) of one pool row."""
@@ -134,7 +135,8 @@ def warm_up(
             callbacks=[_Watch(on_progress)],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=_last_whole(work))
+        with _disk_full_told(work):
+            trainer.train(resume_from_checkpoint=_last_whole(work))
     adopted = adopt(work, out, base=base, origin="warm-up", settings=digest_of(settings))
     shutil.rmtree(work)
     return adopted.checkpoints
@@ -247,6 +249,20 @@ def _lora_facts(lora: LoraSettings | Path) -> dict[str, Any]:
         ]
         return {path.name: sha256_of(path) for path in files if path.is_file()}
     return {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout, "targets": sorted(lora.targets)}
+
+
+@contextmanager
+def _disk_full_told(work: Path) -> Iterator[None]:
+    """torch.save reports a full disk as a RuntimeError of its zip writer."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if "inline_container" in str(error):
+            raise disk_error(OSError(errno.ENOSPC, "while a checkpoint was written"), work) from error
+        told = disk_error(error, work)
+        if told is error:
+            raise
+        raise told from error
 
 
 @contextmanager

@@ -16,8 +16,11 @@ from siftune.selection.rules import Scores, order_of, scores_of
 from siftune.selection.selection import Selection, check_same, may_be_chosen, write_selection
 
 
-def choose(session: Session, name: str) -> Selection:
-    """Make the selection for the target `name` as the recipe says, or return the one that was made so before."""
+def choose(session: Session, name: str, *, keep_old: bool = False) -> Selection:
+    """Make the selection for the target `name` as the recipe says, or return the one that was made so before.
+
+    keep_old: where only the pool has grown since it was made, say so and return it, rather than refuse
+    """
     recipe, pool = session.recipe, session.pool
     path = session.path / "selections" / (recipe.name or name)
     target = session.target(name) if recipe.method == "less" else None
@@ -31,10 +34,19 @@ def choose(session: Session, name: str) -> Selection:
         "repeats": recipe.repeats,
         "seed": None if target else recipe.seed,
         "target_rows": target.digest if target else None,
+        "pool_rows": pool.plan.n_rows,
         "pool": digest_of([shard.digest for shard in pool.plan.shards])[:32],
         "checkpoints": [[s.checkpoint, s.weight] for s in stores],
     }
     if (path / "selection.json").exists():
+        before = Selection.open(path).settings
+        grown = pool.plan.n_rows - before["pool_rows"]
+        if keep_old and grown:
+            session.reporter.warn(
+                f"{grown:,} rows were appended since {path.name!r} was chosen; choose again:"
+                f" siftune select {session.path} --name NEW"
+            )
+            settings |= {key: before[key] for key in ("pool_rows", "pool")}
         return check_same(path, settings)
     with session.log.stage(f"selection {path.name}") as details:
         index = read_index(session.path)

@@ -23,6 +23,7 @@ from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
 from siftune.records.readers import read_pool, read_target
 from siftune.records.recipe import Recipe
+from siftune.records.text import shown
 
 
 def examine(recipe: Recipe, n_examples: int, console: Console | None = None) -> bool:
@@ -78,7 +79,7 @@ def _machine(recipe: Recipe, console: Console) -> bool:
 
 def _pool(source: str, encoder: ChatEncoder, tokenizer: object, n_examples: int, console: Console) -> bool:
     """Show the first examples of a source with their trained tokens, and count what a longer look finds."""
-    shown = usable = looked = 0
+    printed = usable = looked = 0
     reasons: dict[str, str] = {}
     try:
         for item in islice(read_pool([source]), 1000):
@@ -86,22 +87,22 @@ def _pool(source: str, encoder: ChatEncoder, tokenizer: object, n_examples: int,
             encoded = encoder.encode(item) if isinstance(item, Example) else item.reason
             if isinstance(encoded, Encoded):
                 usable += 1
-                if shown < n_examples:
-                    shown += 1
+                if printed < n_examples:
+                    printed += 1
                     about = f"{len(encoded.token_ids)} tokens, {int(encoded.trained.sum())} trained, found by {encoded.way}"
-                    console.rule(f"{escape(item.where)}: {about}", align="left")
+                    console.rule(f"{escape(shown(item.where))}: {about}", align="left")
                     console.print(show(encoded, tokenizer, colour=console.is_terminal))  # pyright: ignore[reportArgumentType]
             else:
                 reasons.setdefault(encoded, item.where)
     except SiftuneError as error:
         return _fault(console, error)
-    if shown:
+    if printed:
         console.rule()
     console.print(
         f"pool             {escape(source)}: {usable} of the first {looked} rows can be used", soft_wrap=True
     )
     for reason, where in islice(reasons.items(), 5):
-        console.print(f"                 {escape(where)}: {escape(reason)}", soft_wrap=True)
+        console.print(f"                 {escape(shown(where))}: {escape(shown(reason))}", soft_wrap=True)
     return usable > 0
 
 
@@ -141,5 +142,5 @@ def _adoption(recipe: Recipe, console: Console) -> bool:
 
 
 def _fault(console: Console, error: SiftuneError) -> bool:
-    console.print(f"[red]fault[/red]            {escape(str(error))}", soft_wrap=True)
+    console.print(f"[red]fault[/red]            {escape(shown(str(error)))}", soft_wrap=True)
     return False

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from siftune.model.load import choose_dtype
+from siftune.model.load import choose_dtype, positions_of
 from siftune.records.errors import SiftuneError
 from siftune.records.recipe import Recipe
 
@@ -19,6 +19,10 @@ def settled(recipe: Recipe) -> tuple[Recipe, list[str]]:
     batch_tokens = recipe.batch_tokens or (2048 if device.type == "cpu" else 8192)
     changes: dict[str, Any] = {"device": str(device), "dtype": dtype, "batch_tokens": batch_tokens}
     notes = [f"device {device}, dtype {dtype} ({reason})"]
+    positions = positions_of(recipe.model, recipe.revision) if recipe.model else None
+    if positions is not None and positions < recipe.max_length:
+        changes["max_length"] = positions
+        notes.append(f"max_length {positions}: all the positions that the model has")
     if recipe.threads is None:
         changes["threads"] = torch.get_num_threads()  # all cores, or what OMP_NUM_THREADS says
     return recipe.with_settings(changes), notes

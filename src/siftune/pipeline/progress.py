@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from siftune.records.text import shown
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -38,7 +40,7 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """One line the person should act on; said even when quiet."""
-        self.console.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True)
+        self.console.print(f"[yellow]warning:[/yellow] {escape(shown(text))}", soft_wrap=True)
 
     @contextmanager
     def bar(self, title: str, total: int | None, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:

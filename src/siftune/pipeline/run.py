@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from siftune.pipeline.choosing import choose
 from siftune.pipeline.progress import Reporter
-from siftune.pipeline.rundir import locked, merged, read_run_recipe
+from siftune.pipeline.rundir import anchored, locked, merged, read_run_recipe
 from siftune.pipeline.session import CHOICE, Session
 from siftune.records.budget import Budget
 from siftune.records.errors import SiftuneError
@@ -52,23 +52,30 @@ def run(
     reporter, out = reporter or Reporter(), Path(out)
     _check_out(out)
     recorded = read_run_recipe(out) if (out / "recipe.yaml").exists() else None
-    recipe = merged(recorded, recipe) if recorded else recipe
+    asked = anchored(recipe)
+    recipe = merged(recorded, asked) if recorded else asked
     _check_complete(recipe, until)
     with locked(out):
         if recorded is None:
             recipe = _settled(recipe, reporter)
         session = Session(out, recipe, reporter, recorded)
         session.log.event("run", until=until, target=recipe.target, keep=recipe.keep)
-        encoded = session.read_targets(recipe.target)
-        session.save_recipe(**({} if recorded else {"date": datetime.now(UTC).isoformat(timespec="seconds")}))
+        read = session.read_targets(recipe.target)
         session.make_pool()
-        session.report_leakage(encoded)
+        # From here on the run is what it is: before, a wrong path or setting can still be put right
+        session.save_recipe(**({} if recorded else {"date": datetime.now(UTC).isoformat(timespec="seconds")}))
+        encoded = session.keep_targets(read)
         reached = STAGES.index(until)
         if recipe.method == "less" and reached >= STAGES.index("warmup"):
             _less_stages(session, encoded, reached)
         if until != "selection":
             return RunResult(out, {})
-        return _chosen(session, list(recipe.target) or ["random"])
+        names = list(asked.target) or list(recipe.target) or ["random"]
+        if not asked.model_fields_set & set(CHOICE):  # nothing is asked anew: what was chosen stands
+            names = [name for name in names if not (out / "selections" / name / "selection.json").exists()]
+        made = _chosen(session, names, keep_old=True).selections
+        found = {path.parent.name: path.parent for path in sorted(out.glob("selections/*/selection.json"))}
+        return RunResult(out, made or {name: Selection.open(folder) for name, folder in found.items()})
 
 
 def score(
@@ -84,7 +91,7 @@ def score(
     """
     path = Path(path)
     recorded = read_run_recipe(path)
-    recipe = recorded.with_settings({**dict(settings or {}), "target": dict(target)})
+    recipe = anchored(recorded.with_settings({**dict(settings or {}), "target": dict(target)}))
     if not target:
         raise SiftuneError("no target is given", where="target", todo="Give the rows: --target NAME=FILE")
     if recorded.method != "less":
@@ -95,8 +102,7 @@ def score(
     with locked(path):
         session = Session(path, recipe, reporter or Reporter(), recorded)
         session.log.event("score", target=dict(target), keep=recipe.keep)
-        encoded = session.read_targets(recipe.target)
-        session.report_leakage(encoded)
+        encoded = session.keep_targets(session.read_targets(recipe.target))
         _less_stages(session, encoded, STAGES.index("influence"))
         session.save_recipe()
         return _chosen(session, list(target))
@@ -150,8 +156,7 @@ def append(path: Path | str, pool: Iterable[str], *, reporter: Reporter | None =
         session = Session(path, recorded, reporter or Reporter(), recorded)
         rows = session.append_to_pool(sources)
         if recorded.method == "less" and session.store_numbers():
-            encoded = session.read_targets(recorded.target)
-            session.report_leakage(encoded)
+            encoded = session.keep_targets(session.read_targets(recorded.target))
             _less_stages(session, encoded, STAGES.index("influence"))
         return rows
 
@@ -166,8 +171,8 @@ def _less_stages(session: Session, encoded: dict[str, Any], reached: int) -> Non
         make_influence(session, encoded)
 
 
-def _chosen(session: Session, names: list[str]) -> RunResult:
-    selections = [choose(session, name) for name in names]
+def _chosen(session: Session, names: list[str], *, keep_old: bool = False) -> RunResult:
+    selections = [choose(session, name, keep_old=keep_old) for name in names]
     return RunResult(session.path, {selection.path.name: selection for selection in selections})
 
 
@@ -233,5 +238,5 @@ def _check_name(recipe: Recipe, targets: list[str]) -> None:
         raise SiftuneError(
             f"one name can't serve {len(targets)} targets ({', '.join(targets)})",
             where="name",
-            todo="Choose for one target at a time",
+            todo="Choose for one target at a time: --target NAME",
         )

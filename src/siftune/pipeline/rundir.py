@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from siftune.records.errors import SiftuneError
-from siftune.records.files import disk_error, write_text
+from siftune.records.files import disk_error, read_json, write_text
 from siftune.records.recipe import Recipe, make_recipe, read_recipe
 
 FREE = {"target", "method", "centre", "rule", "keep", "repeats", "name", "device"}
@@ -21,6 +21,38 @@ FREE = {"target", "method", "centre", "rule", "keep", "repeats", "name", "device
 
 OPEN = (None, "auto", ["auto"], [], {})
 """Values that leave a setting to be decided: in a run that has decided, they ask for what is there."""
+
+
+def anchored(recipe: Recipe) -> Recipe:
+    """The recipe with every local path made absolute, so that the run can be gone on with from anywhere.
+
+    Without `model`, an adopted training says what its base was.
+    """
+
+    def whole(path: str | None) -> str | None:
+        return (
+            os.path.abspath(os.path.expanduser(path)) if path and Path(path).expanduser().exists() else path
+        )
+
+    changes: dict[str, Any] = {name: whole(getattr(recipe, name)) for name in ("model", "adapter", "adopt")}
+    if recipe.adopt and not recipe.model:
+        changes["model"] = whole(_base_of(Path(recipe.adopt)))
+    changes["target"] = {name: whole(source) for name, source in recipe.target.items()}
+    changes["pool"] = [whole(source) for source in recipe.pool]
+    return recipe.model_copy(
+        update={name: now for name, now in changes.items() if now != getattr(recipe, name)}
+    )
+
+
+def _base_of(training: Path) -> str | None:
+    """The base model that an adopted training names in its adapter_config.json."""
+    for file in [
+        training / "adapter_config.json",
+        *sorted(training.glob("checkpoint-*/adapter_config.json")),
+    ]:
+        if file.exists():
+            return read_json(file).get("base_model_name_or_path")
+    return None
 
 
 def merged(recorded: Recipe, asked: Recipe) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from siftune.datastore.index import (
     write_index,
 )
 from siftune.datastore.manifest import versions
-from siftune.datastore.pool import Pool
+from siftune.datastore.pool import Pool, TokenRows
 from siftune.datastore.store import Datastore
 from siftune.datastore.targets import Target, kept_rows, write_target
 from siftune.pipeline.progress import Reporter
@@ -33,11 +33,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from siftune.chat.encoder import ChatEncoder
-    from siftune.datastore.pool import TokenRows
 
 
 CHOICE = ("keep", "rule", "centre", "method", "repeats", "name", "seed")
 """Settings of a choice. A run's recipe keeps those of its first; each selection records its own."""
+
+
+class ReadTarget(NamedTuple):
+    """A target's file, rows and tokens, read but not yet part of the run."""
+
+    source: str
+    rows: list[TargetRow]
+    tokens: TokenRows
 
 
 class Session:
@@ -108,27 +115,32 @@ class Session:
 
     # Reading
 
-    def read_targets(self, targets: Mapping[str, str]) -> dict[str, tuple[Target, TokenRows]]:
-        """Read and encode target files into the run. Any unusable row is an error, before hours of work.
+    def read_targets(self, targets: Mapping[str, str]) -> dict[str, ReadTarget]:
+        """Read and encode target files. Any unusable row is an error, before hours of work.
 
         Rows of a target whose file is gone are those that the run keeps.
         """
         from siftune.datastore.features_writer import encode_target
 
-        read: list[tuple[str, str, list[TargetRow], TokenRows]] = []
+        read: dict[str, ReadTarget] = {}
         for name, source in targets.items():
             kept = self.path / "targets" / name
             if (kept / "target.json").exists() and not Path(source).exists():
                 rows = kept_rows(Target.open(kept))
             else:
                 rows = read_target(source, name)
-            read.append((name, source, rows, encode_target(rows, self.encoder)))
+            read[name] = ReadTarget(source, rows, encode_target(rows, self.encoder))
+        return read
+
+    def keep_targets(self, read: Mapping[str, ReadTarget]) -> dict[str, tuple[Target, TokenRows]]:
+        """Write targets into the run, and say where the pool holds their rows."""
         found: dict[str, tuple[Target, TokenRows]] = {}
-        for name, source, rows, tokens in read:
+        for name, (source, rows, tokens) in read.items():
             target = write_target(self.path / "targets" / name, source, rows, tokens)
             found[name] = (target, tokens)
             subtasks = f", {len(target.subtasks)} subtasks" if len(target.subtasks) > 1 else ""
             self.reporter.note(f"target {name}: {len(rows)} rows{subtasks}")
+        self._report_leakage(found)
         return found
 
     def make_pool(self) -> None:
@@ -149,7 +161,7 @@ class Session:
         known = [source for source in sources if source in plan.sources]
         for source in known:
             self.reporter.warn(
-                f"{source} is part of this run already and is not read again; only what is missing is made"
+                f"{source} is part of this run already and is not read again (a file with new rows needs a new name)"
             )
         new = [source for source in sources if source not in known]
         if new:
@@ -248,7 +260,7 @@ class Session:
             "repeated_ids": len(repeated),
         }
 
-    def report_leakage(self, targets: Mapping[str, tuple[Target, TokenRows]]) -> None:
+    def _report_leakage(self, targets: Mapping[str, tuple[Target, TokenRows]]) -> None:
         """Say which target rows stand in the pool too."""
         if not targets:
             return

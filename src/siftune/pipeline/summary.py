@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from siftune.pipeline.handover import trainer_lines
 from siftune.pipeline.run import RunResult
+from siftune.records.text import shown
 from siftune.selection.selection import Selection
 
 SOURCES_SHOWN = 12
@@ -36,13 +38,12 @@ def show(result: RunResult, until: str, console: Console | None = None) -> None:
         console.print(selection_table(name, selection))
         console.print(f"selected rows  {escape(str(selection.file))}", soft_wrap=True)
         console.print(f"all scores     {escape(str(selection.path / 'scores.parquet'))}", soft_wrap=True)
+    for name, selection in list(result.selections.items())[:1]:
         for trainer, line in trainer_lines(selection).items():
             console.print(f"{trainer:<14} {escape(line)}", soft_wrap=True)
-    if result.selections:
-        console.print(
-            f"Choose again   siftune select {escape(str(result.path))} --keep 1% --name smaller",
-            soft_wrap=True,
-        )
+        asked = f" --target {selection.settings['target']}" if selection.settings["target"] else ""
+        command = f"siftune select {escape(shlex.quote(str(result.path)))}{asked} --keep 1% --name {name}-1"
+        console.print(f"choose again   {command}", soft_wrap=True)
 
 
 def selection_table(name: str, selection: Selection) -> Table:
@@ -62,7 +63,7 @@ def selection_table(name: str, selection: Selection) -> Table:
         in_pool, in_choice = row["pool"] / s["n_scorable"], row["selected"] / s["n_selected"]
         lift = f"{in_choice / in_pool:.1f}x" if row["selected"] else "-"
         table.add_row(
-            escape(row["source"]),
+            escape(shown(row["source"])),
             f"{row['pool']:,}",
             f"{row['selected']:,}",
             f"{in_pool:.1%}",
@@ -86,5 +87,6 @@ def _caption(s: dict[str, Any]) -> str:
     parts = [f"{s['n_quarantined']:,} of {s['n_pool']:,} pool rows in quarantine"]
     if s["n_duplicates_left_out"]:
         parts.append(f"{s['n_duplicates_left_out']:,} exact duplicates left out")
-    parts.append(f"{s['selected_in_warmup']:,} of the chosen were in the warm-up")
+    if s["pool_in_warmup"]:
+        parts.append(f"{s['selected_in_warmup']:,} of the chosen were in the warm-up")
     return "; ".join(parts)

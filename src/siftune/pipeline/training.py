@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from siftune.chat.batches import pad_batch
 from siftune.datastore.features_writer import build_datastore, build_influence, build_target_features
 from siftune.datastore.manifest import claim, versions
 from siftune.datastore.pool import TokenRows
@@ -25,7 +26,7 @@ from siftune.model.adopt import adopt
 from siftune.model.checkpoint import Checkpoint, list_checkpoints
 from siftune.model.identity import model_digest
 from siftune.model.load import load_model, quiet_transformers
-from siftune.model.lora import adapter_on, lora_parameters
+from siftune.model.lora import adapter_on, add_lora, lora_parameters
 from siftune.model.probe import mean_gradients
 from siftune.model.warmup import LoraSettings, default_batch, warm_up, warmup_rows
 from siftune.pipeline.machine import device_of, pin
@@ -113,6 +114,8 @@ def _warmed_up(session: Session) -> list[Checkpoint]:
     tokens = pool.tokens_of(rows)
     longest = max(len(ids) for ids, _ in tokens)
     lora = LoraSettings(recipe.rank, recipe.alpha, recipe.dropout, tuple(recipe.lora_targets))
+    if not recipe.adapter:
+        _check_captured(session, lora, tokens)
     steps = -(-len(rows) // batch) * recipe.epochs
     session.reporter.note(
         f"warm-up: {len(rows)} rows, {recipe.epochs} epochs, batches of {batch}, {steps} steps"
@@ -138,6 +141,23 @@ def _warmed_up(session: Session) -> list[Checkpoint]:
             gradient_checkpointing=recipe.gradient_checkpointing,
             on_progress=on_progress,
         )
+
+
+def _check_captured(
+    session: Session, lora: LoraSettings, tokens: list[tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """Take the gradient of the two shortest rows, so that an adapter that can't serve is refused before the warm-up is paid for."""
+    model = add_lora(
+        _base(session), rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=0
+    )
+    try:
+        sizes = {name: parameter.numel() for name, parameter in lora_parameters(model).items()}
+        extractor = FeatureExtractor(model, make_projector("sketch", sizes, 64, 0), None)
+        ids_B_T, trained_B_T, _ = pad_batch(sorted(tokens, key=lambda row: len(row[0]))[:2], pad_id=0)
+        with quiet_transformers():
+            extractor(ids_B_T, trained_B_T, "sgd")
+    finally:
+        model.unload()
 
 
 def _adopted(session: Session) -> list[Checkpoint]:
@@ -179,6 +199,8 @@ def _base(session: Session) -> PreTrainedModel:
             device=device_of(recipe),
         )
         session.base_digest = model_digest(session.base)
+        made_with = {"model": session.base_digest, "dtype": recipe.dtype, "quantize": recipe.quantize}
+        claim(session.path / "checkpoints" / "manifest.json", made_with, "the run", {})
     return session.base
 
 

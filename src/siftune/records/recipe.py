@@ -47,6 +47,10 @@ def _as_targets(value: Any) -> Any:
     if isinstance(value, dict):
         for name in value:
             check_name(str(name), "target")
+        if len({str(name).lower() for name in value}) < len(value):
+            raise ValueError(
+                "two targets have the same name but for case, which is one folder on some systems"
+            )
     return value
 
 
@@ -114,7 +118,9 @@ class Recipe(BaseModel):
         None, description="budget: 5%, 1000, or '2M tokens'"
     )
     repeats: bool = Field(False, description="let exact duplicates be chosen more than once")
-    name: str | None = Field(None, description="the selection's name; default its target's")
+    name: Annotated[
+        str | None, BeforeValidator(lambda v: v if v is None else check_name(str(v), "selection"))
+    ] = Field(None, description="the selection's name; default its target's")
 
     # Machine
     seed: int = Field(

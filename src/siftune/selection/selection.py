@@ -1,6 +1,7 @@
 """`RUN/selections/NAME/`: the chosen rows as a dataset ready for a trainer, and the score of every pool row.
 
-selected.jsonl   best first: every original column, canonical `messages`, `_siftune`: {row, rank, score, subtask}
+selected.jsonl   best first: every original column, canonical `messages`, `_siftune`: {row, rank, score, subtask};
+                 a column of that name that was there before is kept as `_siftune_before`
 scores.parquet   a row per pool row; null where quarantined
 selection.json   the settings it was made with, and what came out
 """
@@ -82,10 +83,8 @@ def write_selection(
 
     order:   scored pool rows, best first, those that may be chosen before the others
     columns: `loss` and `grad_norm` of every pool row, NaN where not known
-    Raises SiftuneError where no row has a score, or a finished selection of that name was made with other settings.
+    Raises SiftuneError where no row has a score.
     """
-    if (path / "selection.json").exists():
-        return check_same(path, settings)
     choosable = order[may_N[order]]
     if not len(choosable):
         raise SiftuneError(
@@ -100,6 +99,7 @@ def write_selection(
     _write_scores(path / "scores.parquet", index, scores, order, chosen, best_subtask, columns)
     _write_rows(path / "selected.jsonl", pool, chosen, lambda row: best_subtask[row], scores.score_N)
     duplicates = len(order) - len(choosable)
+    in_warmup_N = index["in_warmup"].to_numpy(zero_copy_only=False)
     summary = {
         "n_selected": count,
         "n_scorable": len(order),
@@ -109,7 +109,8 @@ def write_selection(
         "tokens_selected": int(n_tokens_N[chosen].sum()),
         "tokens_scorable": int(n_tokens_N[order].sum()),
         "score_at_cut": float(scores.score_N[chosen].min()),
-        "selected_in_warmup": int(index["in_warmup"].to_numpy(zero_copy_only=False)[chosen].sum()),
+        "selected_in_warmup": int(in_warmup_N[chosen].sum()),
+        "pool_in_warmup": int(in_warmup_N.sum()),
         "sources": _sources(index, chosen, order),
     }
     write_json(path / "selection.json", {"settings": settings, "summary": summary})
@@ -120,9 +121,16 @@ def check_same(path: Path, settings: dict[str, Any]) -> Selection:
     """The finished selection at `path`, if it was made with these settings; SiftuneError naming the one that differs."""
     found = Selection.open(path)
     for key in settings:
-        if found.settings.get(key) != settings[key]:
+        was, now = found.settings.get(key), settings[key]
+        if was != now and key == "pool_rows":
             raise SiftuneError(
-                f"a selection {path.name!r} exists with {key} = {found.settings.get(key)!r}; now it is {settings[key]!r}",
+                f"the selection {path.name!r} was made when the pool had {was:,} rows; now it has {now:,}",
+                where=str(path),
+                todo="Choose again under another name: siftune select RUN --name NEW",
+            )
+        if was != now:
+            raise SiftuneError(
+                f"a selection {path.name!r} exists with {key} = {was!r}; now it is {now!r}",
                 where=str(path),
                 todo="Give the new one a name of its own with --name, or remove the old one",
             )
@@ -189,6 +197,8 @@ def _write_rows(
         ):
             line = json.loads(columns)
             line["messages"] = json.loads(messages)
+            if "_siftune" in line:  # the mark of an earlier selection, or a column of the person's own
+                line["_siftune_before"] = line["_siftune"]
             line["_siftune"] = {
                 "row": row,
                 "rank": rank[row],

@@ -1,0 +1,18 @@
+"""Text from data on a screen: nothing in it may act on the terminal."""
+
+from __future__ import annotations
+
+
+def shown(text: str, keep: str = "") -> str:
+    """`text` with every character that is not printable (controls, bidi marks, lone surrogates) written as an escape.
+
+    keep: characters to leave as they are, for example a line break
+    """
+    return "".join(
+        character if character.isprintable() or character in keep else _escape(character)
+        for character in text
+    )
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
