@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
-from model_helpers import tiny_model
-from model_training import random_rows
+import model_training
+from model_helpers import tiny_config, tiny_model
+from model_training import random_rows, trained_by_trainer
+from siftune.model import probe
 from siftune.model.lora import adapter_on, add_lora, lora_parameters
+from siftune.model.optimizer_state import read_optimizer_state
 from siftune.model.probe import best_assignment, check_order, mean_gradients, order_figures
 from siftune.model.warmup import LoraSettings, warm_up
 from siftune.records.errors import SiftuneError
@@ -117,6 +122,58 @@ def test_one_swap_is_refused(trained: Any) -> None:
         check_order(exp_avg | {first: exp_avg[second], second: exp_avg[first]}, gradients, "here")
 
 
+@pytest.fixture(scope="module")
+def weak(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(exp_avg as read from a Trainer checkpoint of batches of one with dropout, mean gradients), eight layers."""
+    folder = tmp_path_factory.mktemp("probe") / "trained"
+    config = tiny_config("llama")
+    config.num_hidden_layers = 8
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32).requires_grad_(False).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_training, "tiny_model", lambda _: copy.deepcopy(base))
+        arguments = {"per_device_train_batch_size": 1, "learning_rate": 1e-3}
+        trained_by_trainer(folder, "llama", lora={"lora_dropout": 0.2}, **arguments)
+    with adapter_on(base, folder / "checkpoint-32", trainable=True) as model:
+        rows = [(ids[:5], np.ones(5, bool)) for ids, _ in random_rows(16, seed=3)]
+        return read_optimizer_state(folder / "checkpoint-32", model).exp_avg, mean_gradients(
+            model, [_padded(rows)]
+        )
+
+
+def test_batches_of_one_with_dropout_pass(weak: Any) -> None:
+    exp_avg, gradients = weak
+    for figure in check_order(exp_avg, gradients, "here"):
+        assert figure["fit"] > figure["structure"]
+        assert figure["fit"] > 4
+
+
+@pytest.mark.parametrize("kind", ["shifted", "reversed", "sorted"])
+def test_another_order_of_batches_of_one_with_dropout_is_refused(
+    weak: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exp_avg, gradients = weak
+    moved = {}
+    for shape in {tensor.shape for tensor in exp_avg.values()}:
+        names = [name for name in exp_avg if exp_avg[name].shape == shape]
+        other = {"shifted": names[1:] + names[:1], "reversed": names[::-1]}.get(
+            kind, sorted(names, key=_by_module)
+        )
+        moved |= {name: exp_avg[taken] for name, taken in zip(names, other, strict=True)}
+    with pytest.raises(SiftuneError, match="here: Adam's moments are in another order"):
+        check_order(moved, gradients, "here")
+    monkeypatch.setattr(probe, "SIGNAL", np.inf)  # without the first ground: the second one finds it too
+    check_order(exp_avg, gradients, "here")
+    with pytest.raises(SiftuneError, match="here: Adam's moments are in another order"):
+        check_order(moved, gradients, "here")
+
+
+def _by_module(name: str) -> list[str]:
+    return name.split(".")[::-1]
+
+
 def test_moments_that_resemble_nothing_say_nothing(trained: Any) -> None:
     """Where there is no signal the probe cannot judge, and does not refuse."""
     _, gradients = trained
@@ -125,6 +182,17 @@ def test_moments_that_resemble_nothing_say_nothing(trained: Any) -> None:
         noise = {name: torch.randn(value.shape, generator=generator) for name, value in gradients.items()}
         for figure in check_order(noise, gradients, "here"):
             assert figure["best"] - figure["chance"] < figure["noise"]
+
+
+def test_random_numbers_have_neither_structure_nor_fit() -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        moments, gradients = (
+            {str(i): torch.from_numpy(rng.normal(size=(4, 32))) for i in range(24)} for _ in range(2)
+        )
+        (figure,) = check_order(moments, gradients, "here")
+        assert abs(figure["structure"]) < 3
+        assert abs(figure["fit"]) < 3
 
 
 def test_signs_do_not_matter(trained: Any) -> None:

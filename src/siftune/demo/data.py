@@ -51,7 +51,7 @@ All fall under the wheel's MIT licence: its LICENSE.md names the folders that do
 IQA, text_compression, steganography, schelling_point, ballots, already_said_that, sandbagging), and none of them is here.
 """
 
-N_TARGET, N_TEST, N_TARGET_TASK_IN_POOL, N_PER_OTHER_TASK = 8, 60, 32, 24
+N_TARGET, N_TEST, N_TARGET_TASK_IN_POOL, N_PER_OTHER_TASK = 8, 60, 20, 15
 MAX_TOKENS = 96
 MIN_TASKS = 10
 NEAR_COPY = 0.5
