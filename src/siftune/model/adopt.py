@@ -178,6 +178,12 @@ def _mean_rates(sources: list[_Source]) -> list[float | None]:
                 todo="Say what each checkpoint weighs: --weights, one number per checkpoint (its mean learning rate)",
             )
         means.append(sum(rates) / len(rates))
+    if not any(means):
+        raise SiftuneError(
+            "trainer_state.json logs only learning rates of 0",
+            where=str(sources[-1].folder),
+            todo="Say what each checkpoint weighs: --weights, one number per checkpoint (its mean learning rate)",
+        )
     return means
 
 
