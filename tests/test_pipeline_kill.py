@@ -91,7 +91,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_bytes_of_an_undisturbed_one(
         tmp_path / "undisturbed" / "quarantine.jsonl"
     ).read_bytes()
     assert not list(out.rglob("*.part"))
-    assert sum(killed) >= len(MOMENTS) - 1  # a moment of a millisecond may be missed, no more
+    assert sum(killed) >= len(MOMENTS) - 2  # the two moments of a few milliseconds may be missed
 
 
 def test_ctrl_c_says_how_to_go_on(given: dict[str, Any], tmp_path: Path) -> None:
