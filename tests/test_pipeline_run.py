@@ -268,7 +268,9 @@ def test_a_new_question_to_an_old_datastore(done: Path, tmp_path: Path) -> None:
         score(done, {"fresh": str(write_rows(tmp_path / "other.jsonl", target_rows(4, seed=8)))})
 
 
-def test_appended_rows_leave_old_ones_alone(given: dict[str, Any], done: Path, tmp_path: Path) -> None:
+def test_appended_rows_leave_old_ones_alone(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "grown"
     run(recipe(given), out)
     before = digests(out, "datastore", "targets", "selections")
@@ -284,6 +286,11 @@ def test_appended_rows_leave_old_ones_alone(given: dict[str, Any], done: Path, t
     assert sum(row["source"] == "planted" for row in rows) >= 19
     assert any(row["id"].startswith("row-5-") for row in rows)
     run(recipe(given), out, until="influence")  # the old command still fits the run that grew
+    monkeypatch.chdir(tmp_path)
+    assert append(out, ["more.jsonl"]) == 0  # the same file by another path
+    (out / "recipe.yaml").unlink()  # as a kill just after the pool was read leaves it
+    with pytest.raises(SiftuneError, match="another pool"):
+        run(recipe(given, pool=[str(more)]), out)
 
 
 def test_python_names_are_there() -> None:

@@ -149,7 +149,7 @@ def append(path: Path | str, pool: Iterable[str], *, reporter: Reporter | None =
     """
     path = Path(path)
     recorded = read_run_recipe(path)
-    sources = list(pool)
+    sources = anchored(recorded.model_copy(update={"pool": list(pool)})).pool
     if not sources:
         raise SiftuneError("no pool is given", where="pool", todo="Give the files: --pool FILE …")
     with locked(path):

@@ -147,6 +147,13 @@ class Session:
         """Read the pool into `RUN/pool`, unless that is done."""
         if (self.path / "pool" / "plan.json").exists():
             self._check_encoder()
+            read = list(self.pool.plan.sources)
+            if self.recipe.pool != read[: len(self.recipe.pool)]:
+                raise SiftuneError(
+                    f"this run has read another pool: {', '.join(read)}",
+                    where="pool",
+                    todo="Give that one, or start a new run with another --out",
+                )
             self.update_index()
             return
         if not self.recipe.pool:
