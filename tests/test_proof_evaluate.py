@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, MambaConfig
 
-from model_helpers import tiny_model, tiny_tokenizer
+from model_helpers import VOCAB, tiny_config, tiny_model, tiny_tokenizer
 from siftune.chat.encoder import ChatEncoder
-from siftune.proof.evaluate import Difference, RowScore, evaluate, paired, summarise
+from siftune.proof.evaluate import Difference, Mean, RowScore, evaluate, paired, summarise
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
 
-ARCHITECTURES = ("llama", "gpt2")
+ARCHITECTURES = ("llama", "gpt2", "mistral")  # mistral: attention over a window shorter than the rows
 TURNS = st.text("abc é\n<|>", min_size=1, max_size=30).filter(str.strip)
 
 
@@ -31,6 +33,13 @@ def row(
 
 def encoder(max_length: int = 200) -> ChatEncoder:
     return ChatEncoder(tiny_tokenizer(), max_length=max_length)
+
+
+def windowed() -> torch.nn.Module:
+    config = tiny_config("mistral")
+    config.sliding_window = 16
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).requires_grad_(False).eval()
 
 
 def said(model: torch.nn.Module, prompt: str, answer: str) -> list[float]:
@@ -59,7 +68,7 @@ ROWS = [
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("batch_tokens", [1, 120, 4000])
 def test_scores_are_those_of_one_row_at_a_time(arch, batch_tokens):
-    model = tiny_model(arch)
+    model = windowed() if arch == "mistral" else tiny_model(arch)
     for test, score in zip(ROWS, evaluate(model, encoder(), ROWS, batch_tokens), strict=True):
         prompt, gold = (
             prompt_of(test.messages[0]["content"]),
@@ -74,6 +83,30 @@ def test_scores_are_those_of_one_row_at_a_time(arch, batch_tokens):
         best = max(total, key=lambda option: total[option])
         assert score.preferred == best
         assert score.correct == (best == test.columns["answer"])
+        answer_share = math.exp(total[test.columns["answer"]]) / sum(map(math.exp, total.values()))
+        assert score.choice_loss == pytest.approx(-math.log(answer_share), rel=1e-4, abs=1e-5)
+
+
+def test_the_shared_prompt_is_run_once_and_a_recurrent_model_runs_whole():
+    """What goes through the model: each prompt once where keys and values are all it keeps, else whole sequences."""
+    recurrent = AutoModelForCausalLM.from_config(
+        MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4), dtype=torch.float32
+    )
+    test = row(1, "Name the capital of France. " * 3, "5", ["5", "35", "3", "355"])
+    tokens = {}
+    for name, model in {"attention": tiny_model("llama"), "recurrent": recurrent.eval()}.items():
+        seen: list[torch.Tensor] = []
+        handle = model.get_input_embeddings().register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.append(args[0])
+        )
+        (score,) = evaluate(model, encoder(), [test], 1000)
+        handle.remove()
+        tokens[name] = sum(ids.numel() for ids in seen)
+        total = {
+            o: sum(said(model, prompt_of(test.messages[0]["content"]), o)) for o in test.columns["options"]
+        }
+        assert score.preferred == max(total, key=lambda option: total[option])
+    assert tokens["attention"] < tokens["recurrent"] / 2
 
 
 def test_options_are_compared_by_sums_not_means():
@@ -157,17 +190,42 @@ def test_row_without_room_for_an_answer_is_an_error():
         evaluate(tiny_model("llama"), encoder(20), [row(3, "a long question " * 20, "five")], 500)
 
 
-def test_summary_counts_choices_apart_from_rows():
+def test_summary_means_what_was_measured_and_counts_it():
     scores = [
-        RowScore("1", 1.0, "Yes", True),
-        RowScore("2", 2.0, "No", False),
-        RowScore("3", 6.0, None, None),
+        RowScore("1", 1.0, "Yes", True, 0.5),
+        RowScore("2", 2.0, "No", False, 1.5),
+        RowScore("3", 6.0),
+        RowScore("4", 3.0, exact=False, f1=0.0, generated="?", cut=True, unextracted=True),
+        RowScore("5", 3.0, exact=True, f1=1.0, generated="7", cut=False, unextracted=False),
     ]
     summary = summarise(scores)
-    assert (summary.n_rows, summary.loss, summary.n_choices, summary.accuracy) == (3, 3.0, 2, 0.5)
-    assert summarise(scores[2:]).accuracy is None
+    assert (summary.n_rows, summary.loss) == (5, 3.0)
+    assert (summary.accuracy, summary.choice_loss) == (Mean(0.5, 2), Mean(1.0, 2))
+    assert (summary.exact, summary.f1) == (Mean(0.5, 2), Mean(0.5, 2))
+    assert (summary.n_cut, summary.n_unextracted) == (1, 1)
+    bare = summarise(scores[2:3])
+    assert (bare.accuracy, bare.choice_loss, bare.exact, bare.f1) == (None, None, None, None)
     with pytest.raises(SiftuneError, match="no test rows"):
         summarise([])
+
+
+def test_a_score_is_plain_json():
+    for score in evaluate(tiny_model("llama"), encoder(), ROWS, 500):
+        assert RowScore(**json.loads(json.dumps(dataclasses.asdict(score)))) == score
+
+
+def test_every_row_is_told_once():
+    told: list[int] = []
+    evaluate(tiny_model("llama"), encoder(), ROWS, 120, on_rows=told.append)
+    assert sum(told) == len(ROWS)
+    assert len(told) > 1
+
+
+def test_a_model_of_nothing_but_nan_is_refused():
+    model = tiny_model("llama")
+    next(p for name, p in model.named_parameters() if "norm" in name).fill_(math.nan)
+    with pytest.raises(SiftuneError, match=r"test\.jsonl:1: .*not a number"):
+        evaluate(model, encoder(), ROWS[:1], 500)
 
 
 def test_paired_difference():

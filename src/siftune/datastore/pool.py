@@ -5,6 +5,7 @@ A row that can't be used keeps its place, without tokens, with its reason.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,9 @@ import pyarrow as pa
 
 from siftune.datastore.plan import Shard, ShardPlan
 from siftune.records.errors import SiftuneError
+from siftune.records.example import Example
+from siftune.records.formats import conversation_of
+from siftune.records.plain import text_of
 
 SCHEMA = pa.schema(
     [
@@ -84,6 +88,32 @@ class Pool:
                 shard_rows = self.token_rows(shard)
                 for row, ids, trained in zip(*shard_rows, strict=True):
                     found[int(row)] = (ids, trained)
+        return [found[int(row)] for row in wanted]
+
+    def texts(self, shard: Shard) -> list[str | None]:
+        """The text of every row of a shard (`siftune.records.plain`), in pool order; None for a row in quarantine."""
+        status, messages = (
+            column.to_pylist() for column in self.table(shard, ["status", "messages"]).columns
+        )
+        return [
+            None if of_row == "quarantined" else text_of(json.loads(turns))
+            for of_row, turns in zip(status, messages, strict=True)
+        ]
+
+    def examples_of(self, rows: Iterable[int]) -> list[Example]:
+        """The given usable rows as examples, in the order given."""
+        wanted = np.fromiter(rows, dtype=np.int64)
+        found: dict[int, Example] = {}
+        for shard in self.plan.shards:
+            inside = wanted[(wanted >= shard.start) & (wanted < shard.stop)]
+            if len(inside):
+                table = self.table(shard, ["row", "id", "source", "where", "columns"])
+                for line in table.take(pa.array(inside - shard.start)).to_pylist():
+                    columns = json.loads(line["columns"])
+                    messages, tools = conversation_of(columns)
+                    found[line["row"]] = Example(
+                        line["id"], line["source"], messages, line["where"], columns, tools
+                    )
         return [found[int(row)] for row in wanted]
 
 

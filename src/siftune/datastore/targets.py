@@ -3,6 +3,7 @@
 rows.jsonl                               {id, where, subtask, fingerprint, n_tokens, n_trained, messages, tools} a row
 target.json                              where it came from, digest of its rows, subtasks in order of first appearance
 features/CKPT.safetensors                features [V, D] fp32 unit length; loss, grad_norm, direction_norm, projection_norm [V]
+vectors/METHOD.safetensors               features [V, H] fp32 unit length, for methods that compare vectors
 influence/CKPT/shard-00000.safetensors   influence [n, V] fp32 = <Φ(n), φ(v)>, pool order, NaN where a row has no feature
 """
 
@@ -14,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from siftune.datastore.pool import TokenRows
 from siftune.datastore.shards import read_shard, shard_notes
 from siftune.datastore.store import Datastore
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
-from siftune.records.files import digest_of, read_json, write_json, write_text
+from siftune.records.files import digest_of, read_json, write_json, write_text, written_whole
 from siftune.records.readers import TargetRow
 
 
@@ -121,3 +122,25 @@ def kept_rows(target: Target) -> list[TargetRow]:
 def features_file(target: Target, checkpoint: int) -> Path:
     """Where a target's features under a checkpoint are."""
     return target.path / "features" / f"{checkpoint}.safetensors"
+
+
+def vectors_file(target: Target, method: str) -> Path:
+    """Where a target's vectors for a method are."""
+    return target.path / "vectors" / f"{method}.safetensors"
+
+
+def write_target_vectors(target: Target, method: str, vectors_V_H: np.ndarray) -> None:
+    """Keep the vectors of a target's rows. A row without one is an error: a handful of rows must all count."""
+    for v in np.flatnonzero(~np.isfinite(vectors_V_H).all(axis=1)).tolist():
+        raise SiftuneError(
+            f"row {v + 1} of the target {target.name!r} has no finite vector for {method}",
+            where=target.source,
+            todo="Remove that row, or check the model",
+        )
+    with written_whole(vectors_file(target, method)) as aside:
+        save_file({"features": np.ascontiguousarray(vectors_V_H)}, aside, metadata={"target": target.digest})
+
+
+def target_vectors(target: Target, method: str) -> np.ndarray:
+    """`vectors_V_H`, fp32, unit length."""
+    return load_file(vectors_file(target, method))["features"]

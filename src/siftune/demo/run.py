@@ -22,7 +22,7 @@ from siftune.demo.model import demo_model
 from siftune.demo.wheels import fetch, require_all
 from siftune.pipeline.progress import Reporter
 from siftune.records.files import write_json
-from siftune.records.recipe import Recipe, make_recipe
+from siftune.records.recipe import make_recipe
 from siftune.selection.selection import Selection
 
 if TYPE_CHECKING:
@@ -87,10 +87,11 @@ def prove(out: Path, choices: Mapping[str, Selection], data: DemoData, reporter:
     from siftune.datastore.pool import Pool
     from siftune.model.load import load_model
     from siftune.model.lora import adapter_on
+    from siftune.model.warmup import default_batch
     from siftune.pipeline.machine import device_of, pin
     from siftune.pipeline.rundir import read_run_recipe
     from siftune.proof.evaluate import evaluate, summarise
-    from siftune.proof.train import train_on
+    from siftune.proof.train import Training, train_on
     from siftune.records.readers import read_target
 
     recipe = read_run_recipe(out)
@@ -114,17 +115,13 @@ def prove(out: Path, choices: Mapping[str, Selection], data: DemoData, reporter:
         measure("base model", 0, base)
         for name, choice in choices.items():
             rows = Pool(out / "pool").tokens_of(row["_siftune"]["row"] for row in choice.rows())
-            arm_recipe = _proof_recipe(recipe)
-            adapter = train_on(base, rows, out / "proof" / choice.path.name, arm_recipe)
+            # the recipe's batch is that of the warm-up, which has other rows than a choice
+            training = Training.of(recipe, n_rows=len(rows), batch=default_batch(len(rows)), seed=recipe.seed)
+            adapter = train_on(base, rows, out / "proof" / choice.path.name, training)
             with adapter_on(base, adapter, trainable=False) as trained:
                 measure(name, len(rows), trained)
     write_json(out / "proof" / "demo.json", [asdict(arm) for arm in arms])
     return arms
-
-
-def _proof_recipe(recipe: Recipe) -> Recipe:
-    """The run's recipe, its batch chosen for the few rows of a choice rather than for the warm-up's."""
-    return recipe.with_settings({"batch": None})
 
 
 def show(console: Console, out: Path, arms: list[Arm], selected: Selection, random: Selection) -> None:
@@ -153,7 +150,7 @@ def _measured(arms: list[Arm]) -> Table:
             "nothing (base model)" if arm.n_rows == 0 else arm.name,
             str(arm.n_rows),
             f"{arm.summary.loss:.3f}",
-            "" if accuracy is None else f"{accuracy:.1%}",
+            "" if accuracy is None else f"{accuracy.mean:.1%}",
         )
 
     def with_error(difference: Difference, form: str) -> str:

@@ -81,6 +81,7 @@ def warm_up(
     batch: int,
     learning_rate: float,
     lora: LoraSettings | Path,
+    steps: int | None = None,
     warmup_ratio: float = 0.03,
     micro_batch: int | None = None,
     gradient_checkpointing: bool = False,
@@ -90,6 +91,7 @@ def warm_up(
 
     out:         RUN/checkpoints; what a training with the same settings left there is used
     lora:        settings of a fresh adapter, or the folder of an adapter to start from
+    steps:       optimizer steps in all, where it is not `epochs` whole epochs; there must be as many in them
     micro_batch: rows a forward pass, rounded down to a divisor of `batch`; None = the whole batch
     Raises SiftuneError where the loss is not a number, or `out` holds a training with other settings.
     """
@@ -103,6 +105,7 @@ def warm_up(
         "gradient_checkpointing": gradient_checkpointing,
         "lora": _lora_facts(lora),
         "rows": digest_of([[ids.tolist(), trained.tolist()] for ids, trained in map(_as_row, rows)]),
+        **({} if steps is None else {"steps": steps}),
     }
     work = out / ".trainer"
     finished = list_checkpoints(out.parent)
@@ -125,7 +128,10 @@ def warm_up(
         )
     with quiet_transformers(), _trainable(base, lora, seed) as model:
         args = _arguments(
-            work, settings, steps=epochs * math.ceil(len(rows) / batch), on_cpu=device.type == "cpu"
+            work,
+            settings,
+            steps=steps or epochs * math.ceil(len(rows) / batch),
+            on_cpu=device.type == "cpu",
         )
         trainer = Trainer(
             model=model,
@@ -201,6 +207,7 @@ def _arguments(work: Path, settings: dict[str, Any], *, steps: int, on_cpu: bool
         per_device_train_batch_size=settings["micro_batch"],
         gradient_accumulation_steps=settings["batch"] // settings["micro_batch"],
         num_train_epochs=settings["epochs"],
+        max_steps=steps if "steps" in settings else -1,
         learning_rate=settings["learning_rate"],
         lr_scheduler_type="linear",
         warmup_steps=min(

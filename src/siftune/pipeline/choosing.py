@@ -1,19 +1,25 @@
-"""The last stage: influence or scores to a selection. Needs no model, so it takes seconds."""
+"""The last stage: scores to a selection. Needs no model, so it takes seconds."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from siftune.datastore.index import read_index, usable_rows
-from siftune.methods.less import WeightedStore, less_influence
-from siftune.methods.random import random_scores
+from siftune.datastore.targets import Target
+from siftune.methods.less import WeightedStore
+from siftune.pipeline.scoring import RULED, SEEDED, TARGETED, VECTORED, answer_of, stores_of, vector_store
 from siftune.pipeline.session import Session
+from siftune.records.budget import Budget
 from siftune.records.errors import SiftuneError
-from siftune.records.files import digest_of, read_json
-from siftune.selection.rules import Scores, order_of, scores_of
-from siftune.selection.selection import Selection, check_same, may_be_chosen, write_selection
+from siftune.records.files import digest_of
+from siftune.records.plain import text_of
+from siftune.selection.limits import Admitted, admit
+from siftune.selection.rules import Scores, order_of
+from siftune.selection.selection import Choice, Selection, check_same, may_be_chosen, write_selection
 
 
 def choose(session: Session, name: str, *, keep_old: bool = False) -> Selection:
@@ -23,21 +29,7 @@ def choose(session: Session, name: str, *, keep_old: bool = False) -> Selection:
     """
     recipe, pool = session.recipe, session.pool
     path = session.path / "selections" / (recipe.name or name)
-    target = session.target(name) if recipe.method == "less" else None
-    stores = _stores(session) if target else []
-    settings: dict[str, Any] = {
-        "method": recipe.method,
-        "target": name if target else None,
-        "rule": recipe.rule if target else None,
-        "centre": recipe.centre if target else None,
-        "keep": recipe.keep,
-        "repeats": recipe.repeats,
-        "seed": None if target else recipe.seed,
-        "target_rows": target.digest if target else None,
-        "pool_rows": pool.plan.n_rows,
-        "pool": digest_of([shard.digest for shard in pool.plan.shards])[:32],
-        "checkpoints": [[s.checkpoint, s.weight] for s in stores],
-    }
+    settings = settings_of(session, name)
     if (path / "selection.json").exists():
         before = Selection.open(path).settings
         grown = pool.plan.n_rows - before["pool_rows"]
@@ -49,54 +41,127 @@ def choose(session: Session, name: str, *, keep_old: bool = False) -> Selection:
             settings |= {key: before[key] for key in ("pool_rows", "pool")}
         return check_same(path, settings)
     with session.log.stage(f"selection {path.name}") as details:
-        index = read_index(session.path)
-        usable_N = usable_rows(index)
-        influence_N_V: np.ndarray | None = None
-        if target:
-            influence_N_V = less_influence(target, stores, centre=recipe.centre)
-            influence_N_V[~usable_N] = np.nan
-            scores = scores_of(influence_N_V, target.subtask_V, recipe.rule)
-        else:
-            drawn_N = random_scores(index.num_rows, recipe.seed)
-            scores = Scores(
-                np.where(usable_N, drawn_N, np.float32(np.nan)), [], np.empty((index.num_rows, 0))
-            )
-        _check_counts(scores, usable_N, session)
-        may_N = may_be_chosen(index, scores.score_N, repeats=recipe.repeats)
-        selection = write_selection(
-            path,
-            settings,
-            pool=pool,
-            index=index,
-            scores=scores,
-            order=order_of(scores, influence_N_V, recipe.rule, may_N),
-            may_N=may_N,
-            columns=_loss_and_norm(stores, index.num_rows),
-        )
+        choice = decide(session, name)
+        columns = _loss_and_norm(stores_of(session) if recipe.method == "less" else [], pool.plan.n_rows)
+        selection = write_selection(path, choice, pool=pool, index=read_index(session.path), columns=columns)
         details |= {"selected": selection.summary["n_selected"], "settings": settings}
     return selection
 
 
-def _stores(session: Session) -> list[WeightedStore]:
-    """Every checkpoint's features with its weight; SiftuneError where some are not made yet."""
-    stores = []
-    for folder in sorted((session.path / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name)):
-        number = int(folder.name)
-        store = session.store(number)
-        if store.missing():
-            raise SiftuneError(
-                f"the datastore lacks {len(store.missing())} shards at checkpoint {number}",
-                where=str(session.path),
-                todo=f"Run 'siftune run --out {session.path}' to finish it",
-            )
-        stores.append(WeightedStore(number, float(read_json(folder / "checkpoint.json")["weight"]), store))
-    if not stores:
+def settings_of(session: Session, name: str) -> dict[str, Any]:
+    """Everything that a choice for the target `name` depends on; what the method doesn't use is None."""
+    recipe, pool = session.recipe, session.pool
+    method = recipe.method
+    target = session.target(name) if method in TARGETED else None
+    ruled, ltd = method in RULED, method == "ltd"
+    return {
+        "method": method,
+        "target": name if target else None,
+        "rule": ("mean" if recipe.drop_worst else recipe.rule) if ruled else None,
+        "centre": recipe.centre if method == "less" else None,
+        "keep": None if recipe.drop_worst else recipe.keep,
+        "drop_worst": recipe.drop_worst,
+        "repeats": recipe.repeats,
+        "near_duplicates": recipe.near_duplicates,
+        "per_source": recipe.per_source,
+        "seed": recipe.seed if method in SEEDED else None,
+        "target_rows": target.digest if target else None,
+        "pool_rows": pool.plan.n_rows,
+        "pool": digest_of([shard.digest for shard in pool.plan.shards])[:32],
+        "checkpoints": [[s.checkpoint, s.weight] for s in stores_of(session)] if method == "less" else [],
+        "vectors": digest_of(vector_store(session).manifest)[:32] if method in VECTORED else None,
+        "family": recipe.family if ltd else None,
+        "clusters": recipe.clusters if ltd else None,
+        "templates": recipe.templates if ltd else None,
+        "template_column": recipe.template_column if ltd and recipe.templates else None,
+    }
+
+
+def decide(session: Session, name: str) -> Choice:
+    """The choice for the target `name`, nothing written. Raises SiftuneError where no row has a score."""
+    recipe = session.recipe
+    _check_settings(session)
+    target: Target | None = session.target(name) if recipe.method in TARGETED else None
+    index = read_index(session.path)
+    scores, influence_N_V = answer_of(session, target)
+    _check_counts(scores, usable_rows(index), session)
+    may_N = may_be_chosen(index, scores.score_N, repeats=recipe.repeats)
+    rule = "mean" if recipe.drop_worst else recipe.rule
+    order = order_of(scores, influence_N_V, rule, may_N)
+    choosable = order[may_N[order]]
+    if not len(choosable):
         raise SiftuneError(
-            "this run has no checkpoints",
-            where=str(session.path),
-            todo=f"Run 'siftune run --out {session.path}' first",
+            "no row of the pool has a score",
+            where=str(session.path / "pool"),
+            todo="See RUN/quarantine.jsonl for the reasons",
         )
-    return stores
+    passed_over: dict[str, int] = {}
+    if recipe.drop_worst:
+        by_score = order[np.argsort(-scores.score_N[order], kind="stable")]
+        kept = by_score[: len(order) - int(len(order) * Budget.parse(recipe.drop_worst).amount / 100)]
+        chosen = kept[may_N[kept]]
+    else:
+        assert recipe.keep is not None
+        admitted = admit(
+            choosable,
+            budget=Budget.parse(recipe.keep),
+            n_scorable=len(order),
+            n_tokens_N=index["n_tokens"].to_numpy(),
+            source_N=index["source"].to_numpy(zero_copy_only=False),
+            text_of=lambda rows: _texts(session, rows),
+            near_duplicates=recipe.near_duplicates,
+            per_source=recipe.per_source,
+        )
+        chosen, passed_over = admitted.chosen, admitted.passed_over
+        _tell_short(session, admitted)
+    rest = order[~np.isin(order, chosen)]
+    return Choice(
+        settings_of(session, name),
+        scores,
+        np.concatenate([chosen, rest]),
+        chosen,
+        len(order) - len(choosable),
+        passed_over,
+    )
+
+
+def _check_settings(session: Session) -> None:
+    """Settings that contradict each other or the method."""
+    recipe = session.recipe
+    if recipe.drop_worst and recipe.method not in RULED:
+        raise SiftuneError(
+            f"the method {recipe.method} does not say which rows are against a target",
+            where="drop_worst",
+            todo=f"Use one of {', '.join(RULED)}",
+        )
+    if recipe.drop_worst and (recipe.near_duplicates or recipe.per_source):
+        raise SiftuneError(
+            "near_duplicates and per_source limit what is chosen; drop_worst keeps all but the worst",
+            where="drop_worst",
+            todo="Leave them out, or use keep instead of drop_worst",
+        )
+
+
+def _tell_short(session: Session, admitted: Admitted) -> None:
+    if admitted.short:
+        unit = "tokens" if admitted.wanted is None else "rows"
+        why = ", ".join(f"{n:,} by {what}" for what, n in admitted.passed_over.items())
+        session.reporter.warn(f"the choice lacks {admitted.short:,} {unit} of its budget; rows passed over: {why}")
+
+
+def _texts(session: Session, rows: np.ndarray) -> list[str]:
+    """The texts of some pool rows, in the order given."""
+    found: dict[int, str] = {}
+    for shard in session.pool.plan.shards:
+        inside = rows[(rows >= shard.start) & (rows < shard.stop)]
+        if len(inside):
+            messages = session.pool.table(shard, ["messages"])["messages"].take(
+                pa.array(inside - shard.start)
+            )
+            found |= {
+                int(row): text_of(json.loads(m)) for row, m in zip(inside, messages.to_pylist(), strict=True)
+            }
+    return [found[int(row)] for row in rows]
 
 
 def _check_counts(scores: Scores, usable_N: np.ndarray, session: Session) -> None:

@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 from siftune.pipeline.choosing import choose
 from siftune.pipeline.progress import Reporter
-from siftune.pipeline.rundir import anchored, locked, merged, read_run_recipe
-from siftune.pipeline.session import CHOICE, Session
+from siftune.pipeline.rundir import CHOICE, anchored, locked, merged, read_run_recipe
+from siftune.pipeline.scoring import TARGETED, VECTORED
+from siftune.pipeline.session import Session
 from siftune.records.budget import Budget
 from siftune.records.errors import SiftuneError
 from siftune.records.recipe import Recipe
@@ -66,11 +67,11 @@ def run(
         session.save_recipe(**({} if recorded else {"date": datetime.now(UTC).isoformat(timespec="seconds")}))
         encoded = session.keep_targets(read)
         reached = STAGES.index(until)
-        if recipe.method == "less" and reached >= STAGES.index("warmup"):
-            _less_stages(session, encoded, reached)
+        if reached >= STAGES.index("warmup"):
+            make_what_the_method_needs(session, encoded, reached)
         if until != "selection":
             return RunResult(out, {})
-        names = list(asked.target) or list(recipe.target) or ["random"]
+        names = list(asked.target) or list(recipe.target) or [recipe.method]
         if not asked.model_fields_set & set(CHOICE):  # nothing is asked anew: what was chosen stands
             names = [name for name in names if not (out / "selections" / name / "selection.json").exists()]
         made = _chosen(session, names, keep_old=True).selections
@@ -94,16 +95,12 @@ def score(
     recipe = anchored(recorded.with_settings({**dict(settings or {}), "target": dict(target)}))
     if not target:
         raise SiftuneError("no target is given", where="target", todo="Give the rows: --target NAME=FILE")
-    if recorded.method != "less":
-        raise SiftuneError(
-            "this run holds no datastore", where=str(path), todo="Start a run with --method less"
-        )
     _check_complete(recipe, "selection")
     with locked(path):
         session = Session(path, recipe, reporter or Reporter(), recorded)
         session.log.event("score", target=dict(target), keep=recipe.keep)
         encoded = session.keep_targets(session.read_targets(recipe.target))
-        _less_stages(session, encoded, STAGES.index("influence"))
+        make_what_the_method_needs(session, encoded)
         session.save_recipe()
         return _chosen(session, list(target))
 
@@ -115,10 +112,11 @@ def select(
     targets: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> RunResult:
-    """Choose again in a run whose influence is there: other budget, rule, method or name. The model isn't needed.
+    """Choose again in a run whose influence is there: other budget, rule, method or name. The model isn't needed,
+    but for the vectors of a method (rds+, embed, ltd) that the run is asked for the first time.
 
     settings: those of CHOICE that differ from the run's
-    targets:  all of the run's where empty; the method `random` needs none and is named so
+    targets:  all of the run's where empty; a method that needs none is named after itself
     """
     for key in settings:
         if key not in CHOICE:
@@ -127,8 +125,10 @@ def select(
             )
     path = Path(path)
     recorded = read_run_recipe(path)
-    recipe = recorded.with_settings(dict(settings))
-    names = list(targets) or (["random"] if recipe.method == "random" else list(recorded.target))
+    if "keep" in settings:  # what the run was made with is not what is asked for now
+        recorded = recorded.with_settings({"drop_worst": None})
+    recipe = anchored(recorded.with_settings(dict(settings)))
+    names = list(targets) or (list(recorded.target) if recipe.method in TARGETED else [recipe.method])
     if not names:
         raise SiftuneError(
             "this run has no target yet",
@@ -139,6 +139,7 @@ def select(
     _check_name(recipe, names)
     with locked(path):
         session = Session(path, recipe, reporter or Reporter(), recorded)
+        make_missing_vectors(session, names)
         return _chosen(session, names)
 
 
@@ -157,18 +158,33 @@ def append(path: Path | str, pool: Iterable[str], *, reporter: Reporter | None =
         rows = session.append_to_pool(sources)
         if recorded.method == "less" and session.store_numbers():
             encoded = session.keep_targets(session.read_targets(recorded.target))
-            _less_stages(session, encoded, STAGES.index("influence"))
+            make_what_the_method_needs(session, encoded)
         return rows
 
 
-def _less_stages(session: Session, encoded: dict[str, Any], reached: int) -> None:
-    from siftune.pipeline.training import make_checkpoints, make_features, make_influence
+def make_what_the_method_needs(
+    session: Session, encoded: dict[str, Any], reached: int = STAGES.index("influence")
+) -> None:
+    """Make what is missing of all that the recipe's method reads, up to the stage number `reached`."""
+    if session.recipe.method == "less":
+        from siftune.pipeline.training import make_checkpoints, make_features, make_influence
 
-    make_checkpoints(session)
-    if reached >= STAGES.index("datastore"):
-        make_features(session, encoded)
-    if reached >= STAGES.index("influence"):
-        make_influence(session, encoded)
+        make_checkpoints(session)
+        if reached >= STAGES.index("datastore"):
+            make_features(session, encoded)
+        if reached >= STAGES.index("influence"):
+            make_influence(session, encoded)
+    elif session.recipe.method in VECTORED and reached >= STAGES.index("datastore"):
+        from siftune.pipeline.vectors import make_vectors
+
+        make_vectors(session, encoded)
+
+
+def make_missing_vectors(session: Session, names: list[str]) -> None:
+    """For a method that compares vectors: make those of the pool and of these targets that aren't there."""
+    if session.recipe.method in VECTORED and not session.has_vectors(names):
+        targets = {name: session.recipe.target[name] for name in names if name in session.recipe.target}
+        make_what_the_method_needs(session, session.keep_targets(session.read_targets(targets)))
 
 
 def _chosen(session: Session, names: list[str], *, keep_old: bool = False) -> RunResult:
@@ -216,14 +232,16 @@ def _check_complete(recipe: Recipe, until: Stage) -> None:
             where="weights",
             todo="Give --adopt DIR too, or leave out --weights",
         )
-    if until in ("influence", "selection") and recipe.method == "less" and not recipe.target:
+    if until in ("influence", "selection") and recipe.method in TARGETED and not recipe.target:
         raise SiftuneError("no target is given", where="target", todo="Give the rows: --target NAME=FILE")
     if until == "selection":
         _check_keep(recipe)
-        _check_name(recipe, list(recipe.target) or ["random"])
+        _check_name(recipe, list(recipe.target))
 
 
 def _check_keep(recipe: Recipe) -> None:
+    if recipe.drop_worst:
+        return
     if recipe.keep is None:
         raise SiftuneError(
             "how much to keep is not said",

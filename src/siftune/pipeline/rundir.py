@@ -16,7 +16,26 @@ from siftune.records.errors import SiftuneError
 from siftune.records.files import disk_error, read_json, write_text
 from siftune.records.recipe import Recipe, make_recipe, read_recipe
 
-FREE = {"target", "method", "centre", "rule", "keep", "repeats", "name", "device"}
+CHOICE = (
+    "keep",
+    "drop_worst",
+    "rule",
+    "centre",
+    "method",
+    "encoder",
+    "family",
+    "clusters",
+    "templates",
+    "template_column",
+    "near_duplicates",
+    "per_source",
+    "repeats",
+    "name",
+    "seed",
+)
+"""Settings of a choice. A run's recipe keeps those of its first; each selection records its own."""
+
+FREE = {"target", "device", *CHOICE} - {"seed"}
 """Settings that change nothing that is already made: choosing again, elsewhere, for something else."""
 
 OPEN = (None, "auto", ["auto"], [], {})

@@ -20,12 +20,13 @@ from siftune.datastore.index import (
 from siftune.datastore.manifest import versions
 from siftune.datastore.pool import Pool, TokenRows
 from siftune.datastore.store import Datastore
-from siftune.datastore.targets import Target, kept_rows, write_target
+from siftune.datastore.targets import Target, kept_rows, target_vectors, vectors_file, write_target
 from siftune.pipeline.progress import Reporter
-from siftune.pipeline.rundir import read_made_with, write_run_recipe
+from siftune.pipeline.rundir import CHOICE, read_made_with, write_run_recipe
 from siftune.records.errors import SiftuneError
 from siftune.records.files import read_json, write_json
 from siftune.records.log import RunLog
+from siftune.records.names import check_name
 from siftune.records.readers import TargetRow, read_pool, read_target
 from siftune.records.recipe import Recipe
 
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from siftune.chat.encoder import ChatEncoder
-
-
-CHOICE = ("keep", "rule", "centre", "method", "repeats", "name", "seed")
-"""Settings of a choice. A run's recipe keeps those of its first; each selection records its own."""
 
 
 class ReadTarget(NamedTuple):
@@ -79,6 +76,27 @@ class Session:
         return sorted(
             int(p.name) for p in folder.glob("*") if p.name.isdigit() and (p / "manifest.json").exists()
         )
+
+    def vectors_name(self) -> str:
+        """The folder name of the vectors that the recipe's method compares: ltd takes those of embed."""
+        if self.recipe.method == "rds+" or not self.recipe.encoder:
+            return "rds+" if self.recipe.method == "rds+" else "embed"
+        return f"embed-{check_name(Path(self.recipe.encoder).name, 'encoder folder')}"
+
+    def vectors_path(self) -> Path:
+        """Where the pool's vectors are: made under the base model, which is checkpoint 0."""
+        return self.path / "datastore" / self.vectors_name() / "0"
+
+    def target_vectors(self, target: Target) -> np.ndarray:
+        """`vectors_V_D` of a target, fp32, by the recipe's method."""
+        return target_vectors(target, self.vectors_name())
+
+    def has_vectors(self, targets: list[str]) -> bool:
+        """Are the vectors of the pool and of these targets all made?"""
+        if not (self.vectors_path() / "manifest.json").exists():
+            return False
+        made = [vectors_file(self.target(name), self.vectors_name()).exists() for name in targets]
+        return all(made) and not Datastore(self.vectors_path(), self.pool.plan).missing()
 
     def target(self, name: str) -> Target:
         return Target.open(self.path / "targets" / name)
@@ -210,6 +228,9 @@ class Session:
         for number in self.store_numbers():
             for row, reason in self.store(number).without_feature():
                 without_feature.setdefault(row, f"{reason} at checkpoint {number}")
+        for folder in sorted((self.path / "datastore").glob("*/0")):
+            for row, reason in Datastore(folder, self.pool.plan).without_feature():
+                without_feature.setdefault(row, f"{reason} for {folder.parent.name}")
         write_index(
             self.path, self.pool, warmup_rows=self.warmup_rows() or [], without_feature=without_feature
         )

@@ -51,6 +51,22 @@ def gathered(
     return make_recipe(settings, where="settings")
 
 
+def named_files(lines: Sequence[str], where: str) -> dict[str, str]:
+    """`NAME=FILE` lines as a mapping; the paths are made whole, so that a comparison can be gone on with from anywhere."""
+    files: dict[str, str] = {}
+    for line in lines:
+        name, equals, file = line.partition("=")
+        if not equals or not file:
+            raise SiftuneError(
+                f"{line!r} is not NAME=FILE", where=where, todo="Write for example maths=test.jsonl"
+            )
+        if name in files:
+            raise SiftuneError(f"{name!r} is given twice", where=where, todo="Give each its own name")
+        path = Path(file).expanduser()
+        files[name] = str(path.absolute()) if path.exists() else file
+    return files
+
+
 def _set_line(line: str) -> tuple[str, Any]:
     name, equals, value = line.partition("=")
     if not equals:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,8 +13,12 @@ from rich.table import Table
 
 from siftune.pipeline.handover import trainer_lines
 from siftune.pipeline.run import RunResult
+from siftune.proof.show import against, measured, table_title, with_interval
 from siftune.records.text import shown
 from siftune.selection.selection import Selection
+
+if TYPE_CHECKING:
+    from siftune.pipeline.checking import CheckResult
 
 SOURCES_SHOWN = 12
 
@@ -80,6 +86,51 @@ def selection_table(name: str, selection: Selection) -> Table:
             f"{n_chosen / s['n_selected']:.1%}",
             "",
         )
+    return table
+
+
+def show_comparison(run: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print a comparison's tables, a sentence each, and where its files are."""
+    console = Console(highlight=False)
+    for name, result in results.items():
+        for table in result["tables"]:
+            console.print(_comparison_table(name, table))
+            console.print(escape(table["sentence"]), soft_wrap=True)
+        folder = run / "proof" / name
+        console.print(f"figures        {escape(str(folder / 'comparison.json'))}", soft_wrap=True)
+        console.print(f"table, plot    {escape(str(folder / 'comparison.md'))}", soft_wrap=True)
+
+
+def show_check(result: CheckResult) -> None:
+    """Print a first-order check: its table, a sentence a target, and where the points are."""
+    console = Console(highlight=False)
+    console.print(result.table())
+    for target in result.targets:
+        console.print(target.sentence, markup=False, soft_wrap=True)
+    console.print(f"all points     {result.path}", markup=False, soft_wrap=True)
+
+
+def _comparison_table(name: str, values: Mapping[str, Any]) -> Table:
+    measures = measured(values["arms"])
+    table = Table(
+        title=f"{name}: {table_title(values)}",
+        title_justify="left",
+        caption="95 % intervals over seeds and test rows; ✓ better, ✗ worse, ≈ no significant difference to random",
+        caption_justify="left",
+    )
+    table.add_column("trained on")
+    for title in ("rows", "seeds", *(head for m in measures for head in (m.words, "against random"))):
+        table.add_column(title, justify="right")
+    for arm in values["arms"]:
+        cells = []
+        for measure in measures:
+            entry = arm["measures"].get(measure.name)
+            cells += (
+                ["", ""]
+                if entry is None
+                else [with_interval(entry, measure), against(entry.get("against_random"), measure)]
+            )
+        table.add_row(escape(shown(arm["name"])), f"{arm['n_rows']:,}", str(len(arm["seeds"])), *cells)
     return table
 
 

@@ -129,7 +129,7 @@ def _warmed_up(session: Session) -> list[Checkpoint]:
             seen[0] = step
 
         return warm_up(
-            _base(session),
+            base_model(session),
             tokens,
             session.path / "checkpoints",
             seed=recipe.seed,
@@ -148,7 +148,12 @@ def _check_captured(
 ) -> None:
     """Take the gradient of the two shortest rows, so that an adapter that can't serve is refused before the warm-up is paid for."""
     model = add_lora(
-        _base(session), rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=0
+        base_model(session),
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        targets=lora.targets,
+        seed=0,
     )
     try:
         sizes = {name: parameter.numel() for name, parameter in lora_parameters(model).items()}
@@ -172,7 +177,7 @@ def _adopted(session: Session) -> list[Checkpoint]:
     found = adopt(
         Path(recipe.adopt),
         session.path / "checkpoints",
-        base=_base(session),
+        base=base_model(session),
         weights=recipe.weights,
         gradients=gradients,
     )
@@ -182,7 +187,7 @@ def _adopted(session: Session) -> list[Checkpoint]:
     return found.checkpoints
 
 
-def _base(session: Session) -> PreTrainedModel:
+def base_model(session: Session) -> PreTrainedModel:
     """The frozen base model, loaded once a session; whoever puts an adapter on it takes it off again."""
     recipe = session.recipe
     assert recipe.model is not None
@@ -207,7 +212,7 @@ def _base(session: Session) -> PreTrainedModel:
 @contextmanager
 def _extractor(session: Session, checkpoint: Checkpoint) -> Iterator[FeatureExtractor]:
     """The model under a checkpoint, ready to make features; the datastore's manifest is claimed first."""
-    base = _base(session)
+    base = base_model(session)
     with quiet_transformers(), adapter_on(base, checkpoint.path, trainable=False) as model:
         projector = _claimed_projector(session, checkpoint, base, model)
         flat = [

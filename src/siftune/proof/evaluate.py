@@ -1,4 +1,4 @@
-"""What a model makes of test rows: the loss on the gold answer and, where a row has options, whether it prefers the right one.
+"""What a model makes of test rows: its loss on the gold answer, which option it prefers, what it answers by itself.
 
 For a row with options o_1 … o_K and the answer among them, each option takes the place of the last assistant turn and
 
@@ -6,7 +6,13 @@ For a row with options o_1 … o_K and the answer among them, each option takes 
 
 is what the model says on its own about answering o_k and stopping there. The row is correct where the answer has the
 largest log p. Sums are not divided by length: p(o_k) is already the probability of one event against another, and the
-end-of-turn token is what keeps an option from winning as the beginning of a longer one.
+end-of-turn token is what keeps an option from winning as the beginning of a longer one. The same log p give
+
+    choice_loss = -log( p(answer) / sum_k p(o_k) )
+
+which knows nothing of the form of an answer: a model that has only learned what answers look like gains nothing.
+
+A row with an `answer` and no options is answered by generation where that is asked for, then compared (answers.py).
 
 The loss is the mean of -log p over the trained tokens of the gold answer, as in training.
 """
@@ -14,43 +20,109 @@ The loss is the mean of -log p over the trained tokens of the gold answer, as in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
-from siftune.chat.batches import pad_batch, token_batches
 from siftune.chat.encoder import ChatEncoder, Encoded
-from siftune.gradients.loss import losses
+from siftune.proof.answers import accepted_answers, compile_extract, exact_match, extract, token_f1
+from siftune.proof.generate import Written, generate
+from siftune.proof.likelihood import mean_losses
+from siftune.proof.prompts import before_answer
 from siftune.records.errors import SiftuneError
-from siftune.records.example import Example
+from siftune.records.example import Example, Message
 
 if TYPE_CHECKING:
     from torch import nn
 
+# Characters of a generated text that are kept for people.
+_KEPT = 2000
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured beside losses and the choice among options, and how.
+
+    generate:       answer the rows that have an `answer` and no options, and compare; else `exact` and `f1` stay None
+    extract:        regular expression that finds the answer in the generated text: its last match, of that group 1 if it
+                    has one; `^` and `$` are ends of lines. The row's `answer` is compared as it is. None = the whole text
+    max_new_tokens: an answer's length at most; a longer one is cut, marked and compared as it is
+    Raises SiftuneError where `extract` is no regular expression or there is no token to generate.
+    """
+
+    generate: bool = True
+    extract: str | None = None
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise SiftuneError(
+                "an answer needs at least one token",
+                where=f"--max-new-tokens: {self.max_new_tokens}",
+                todo="Give a positive number",
+            )
+        if self.extract is not None:
+            compile_extract(self.extract)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides a score, as JSON values."""
+        return asdict(self) if self.generate else {"generate": False}
+
+
+LIKELIHOOD = Measuring(generate=False)
+"""Losses and the choice among options alone."""
+
 
 @dataclass(frozen=True)
 class RowScore:
-    """One test row: its mean loss on the gold answer (nats a token) and, where it has options, which one won.
+    """One test row. What was not measured is None.
 
-    `preferred` is the option of the largest log p, `correct` whether that is the answer; both None without options.
+    loss:        mean loss on the gold answer, nats a token
+    preferred:   the option of the largest log p; correct: whether that is the answer
+    choice_loss: -log of the answer's share of the options' probability, nats
+    exact, f1:   exact match and token F1 of what was generated (answers.py); False and 0 where nothing was extracted
+    generated:   the generated text, its first 2,000 characters
+    cut:         whether generation ran into max_new_tokens
+    unextracted: whether `extract` found nothing in the text
     """
 
     id: str
     loss: float
-    preferred: str | None
-    correct: bool | None
+    preferred: str | None = None
+    correct: bool | None = None
+    choice_loss: float | None = None
+    exact: bool | None = None
+    f1: float | None = None
+    generated: str | None = None
+    cut: bool | None = None
+    unextracted: bool | None = None
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of a measure over the `n` rows that have it."""
+
+    mean: float
+    n: int
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Test rows together: mean loss over `n_rows`, accuracy over `n_choices` rows with options (None where none has)."""
+    """Test rows together: mean loss over all `n_rows`, the other measures where some row has them.
+
+    n_cut, n_unextracted: generated answers that were cut, and those in which `extract` found nothing
+    """
 
     n_rows: int
     loss: float
-    n_choices: int
-    accuracy: float | None
+    accuracy: Mean | None
+    choice_loss: Mean | None
+    exact: Mean | None
+    f1: Mean | None
+    n_cut: int
+    n_unextracted: int
 
 
 @dataclass(frozen=True)
@@ -62,40 +134,76 @@ class Difference:
 
 
 def evaluate(
-    model: nn.Module, encoder: ChatEncoder, rows: Sequence[Example], batch_tokens: int
+    model: nn.Module,
+    encoder: ChatEncoder,
+    rows: Sequence[Example],
+    batch_tokens: int,
+    measuring: Measuring = LIKELIHOOD,
+    *,
+    on_rows: Callable[[int], None] = lambda n: None,
 ) -> list[RowScore]:
-    """Score test rows in the order given; batches are padded on the right and never change a score but by rounding.
+    """Score test rows in the order given; which rows share a batch never changes a score but by rounding.
 
-    batch_tokens: padded tokens (rows x longest) of a batch. The model is put into eval mode (no dropout).
-    Raises SiftuneError naming the row that can't be encoded, whose options are cut off, or whose answer is no option.
+    batch_tokens: padded tokens (rows x longest) of a batch. The model is put into eval mode (no dropout)
+    on_rows: told the number of rows just finished; in all as many as there are rows
+    Raises SiftuneError naming the row that can't be encoded or asked, whose options are cut off, whose answer is no
+    option or can't be compared, or whose loss is not a number.
     """
     options_of = [_options(row) for row in rows]
-    sequences = _Sequences(encoder)
-    gold_of = [
-        sequences.place(row, may_be_cut=not options) for row, options in zip(rows, options_of, strict=True)
-    ]
-    places_of = [
-        [sequences.place(_answered(row, option), may_be_cut=False) for option in options]
-        for row, options in zip(rows, options_of, strict=True)
-    ]
-    loss_of = _mean_losses(model, sequences.encoded, batch_tokens)
+    accepted_of = {
+        i: accepted_answers(row)
+        for i, row in enumerate(rows)
+        if measuring.generate and not options_of[i] and row.columns.get("answer") is not None
+    }
+    sequences_of = [_Sequences(encoder, row, options) for row, options in zip(rows, options_of, strict=True)]
+
+    def finished(i: int) -> None:
+        if i not in accepted_of:
+            on_rows(1)
+
+    losses_of = mean_losses(model, [row.encoded for row in sequences_of], batch_tokens, finished)
+    written = generate(
+        model,
+        encoder,
+        [rows[i] for i in accepted_of],
+        max_new_tokens=measuring.max_new_tokens,
+        batch_tokens=batch_tokens,
+        on_rows=on_rows,
+    )
+    written_of = dict(zip(accepted_of, written, strict=True))
 
     scores: list[RowScore] = []
-    for row, gold, options, places in zip(rows, gold_of, options_of, places_of, strict=True):
-        log_p = {o: -loss_of[k] * sequences.n_trained(k) for o, k in zip(options, places, strict=True)}
-        preferred = max(log_p, key=log_p.__getitem__, default=None)
-        correct = None if preferred is None else preferred == row.columns["answer"]
-        scores.append(RowScore(row.id, loss_of[gold], preferred, correct))
+    for i, (row, sequences, losses) in enumerate(zip(rows, sequences_of, losses_of, strict=True)):
+        if not all(map(math.isfinite, losses)):
+            raise SiftuneError(
+                "the model's loss on this test row is not a number",
+                where=row.where,
+                todo="Lower the learning rate of the training, or use dtype fp32",
+            )
+        loss = losses[sequences.gold]
+        if options_of[i]:
+            scores.append(_chosen(row, options_of[i], loss, sequences.log_p(losses)))
+        elif i in accepted_of:
+            scores.append(_compared(row, loss, written_of[i], accepted_of[i], measuring.extract))
+        else:
+            scores.append(RowScore(row.id, loss))
     return scores
 
 
 def summarise(scores: Sequence[RowScore]) -> Summary:
-    """Mean loss and accuracy; SiftuneError where there are no rows."""
+    """The means of what was measured; SiftuneError where there are no rows."""
     if not scores:
         raise SiftuneError("there are no test rows", todo="Give a test file that holds at least one row")
-    choices = [score.correct for score in scores if score.correct is not None]
-    accuracy = sum(choices) / len(choices) if choices else None
-    return Summary(len(scores), sum(score.loss for score in scores) / len(scores), len(choices), accuracy)
+    return Summary(
+        n_rows=len(scores),
+        loss=sum(score.loss for score in scores) / len(scores),
+        accuracy=_mean([score.correct for score in scores]),
+        choice_loss=_mean([score.choice_loss for score in scores]),
+        exact=_mean([score.exact for score in scores]),
+        f1=_mean([score.f1 for score in scores]),
+        n_cut=sum(bool(score.cut) for score in scores),
+        n_unextracted=sum(bool(score.unextracted) for score in scores),
+    )
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> Difference:
@@ -107,6 +215,41 @@ def paired(before: Sequence[float], after: Sequence[float]) -> Difference:
         return Difference(mean, None)
     variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
     return Difference(mean, math.sqrt(variance / n))
+
+
+def _mean(values: Sequence[bool | float | None]) -> Mean | None:
+    measured = [value for value in values if value is not None]
+    return Mean(sum(measured) / len(measured), len(measured)) if measured else None
+
+
+def _chosen(row: Example, options: list[str], loss: float, log_p: list[float]) -> RowScore:
+    """The score of a row with options, from the log p of each."""
+    preferred = options[log_p.index(max(log_p))]
+    answer, largest = row.columns["answer"], max(log_p)
+    log_sum = largest + math.log(math.fsum(math.exp(one - largest) for one in log_p))
+    return RowScore(
+        row.id,
+        loss,
+        preferred=preferred,
+        correct=preferred == answer,
+        choice_loss=log_sum - log_p[options.index(answer)],
+    )
+
+
+def _compared(
+    row: Example, loss: float, written: Written, accepted: list[str], pattern: str | None
+) -> RowScore:
+    """The score of a row that was answered by generation."""
+    found = extract(written.text, None if pattern is None else compile_extract(pattern))
+    return RowScore(
+        row.id,
+        loss,
+        exact=found is not None and exact_match(found, accepted),
+        f1=0.0 if found is None else token_f1(found, accepted),
+        generated=written.text[:_KEPT],
+        cut=written.cut,
+        unextracted=found is None,
+    )
 
 
 def _options(row: Example) -> list[str]:
@@ -137,25 +280,24 @@ def _options(row: Example) -> list[str]:
     return options
 
 
-def _answered(row: Example, option: str) -> Example:
-    """The row with the option as its last assistant turn, nothing after it."""
-    last = max(
-        (i for i, turn in enumerate(row.messages) if turn["role"] == "assistant"), default=len(row.messages)
-    )
-    messages: list[dict[str, Any]] = [*row.messages[:last], {"role": "assistant", "content": option}]
-    return Example(row.id, row.source, messages, row.where, tools=row.tools)
-
-
 class _Sequences:
-    """Token sequences to run through the model, equal ones once: the gold answer is usually one of the options."""
+    """The token sequences of a row, equal ones once: the gold answer is usually one of the options.
 
-    def __init__(self, encoder: ChatEncoder):
+    encoded: the sequences; gold: which of them ends in the gold answer
+    """
+
+    def __init__(self, encoder: ChatEncoder, row: Example, options: list[str]):
         self.encoded: list[Encoded] = []
         self._encoder = encoder
-        self._place_of: dict[tuple[bytes, bytes], int] = {}
+        self.gold = self._place(row, may_be_cut=not options)
+        self._options = [self._place(_answered(row, option), may_be_cut=False) for option in options]
 
-    def place(self, row: Example, *, may_be_cut: bool) -> int:
-        """Where the row's sequence is in `encoded`."""
+    def log_p(self, losses: Sequence[float]) -> list[float]:
+        """log p of each option from the mean losses of the sequences."""
+        return [-losses[k] * int(self.encoded[k].trained.sum()) for k in self._options]
+
+    def _place(self, row: Example, *, may_be_cut: bool) -> int:
+        """Where the sequence of a conversation is in `encoded`."""
         encoded = self._encoder.encode(row)
         if isinstance(encoded, str):
             raise SiftuneError(
@@ -167,24 +309,16 @@ class _Sequences:
                 where=row.where,
                 todo="Raise max_length",
             )
-        key = (encoded.token_ids.tobytes(), encoded.trained.tobytes())
-        if key not in self._place_of:
-            self._place_of[key] = len(self.encoded)
-            self.encoded.append(encoded)
-        return self._place_of[key]
+        for k, known in enumerate(self.encoded):
+            if np.array_equal(known.token_ids, encoded.token_ids) and np.array_equal(
+                known.trained, encoded.trained
+            ):
+                return k
+        self.encoded.append(encoded)
+        return len(self.encoded) - 1
 
-    def n_trained(self, place: int) -> int:
-        return int(self.encoded[place].trained.sum())
 
-
-@torch.inference_mode()
-def _mean_losses(model: nn.Module, sequences: Sequence[Encoded], batch_tokens: int) -> list[float]:
-    model.eval()
-    device = next(model.parameters()).device
-    loss_of = [math.nan] * len(sequences)
-    for batch in token_batches([len(sequence.token_ids) for sequence in sequences], batch_tokens):
-        ids, trained, _ = pad_batch([(sequences[i].token_ids, sequences[i].trained) for i in batch], 0)
-        batch_losses = losses(model, torch.from_numpy(ids).to(device), torch.from_numpy(trained).to(device))
-        for i, loss in zip(batch, batch_losses.tolist(), strict=True):
-            loss_of[i] = loss
-    return loss_of
+def _answered(row: Example, option: str) -> Example:
+    """The row with the option as its last assistant turn, nothing after it."""
+    messages: list[Message] = [*before_answer(row), {"role": "assistant", "content": option}]
+    return Example(row.id, row.source, messages, row.where, tools=row.tools)

@@ -20,7 +20,7 @@ from siftune.records.names import check_name
 Direction = Literal["adam", "adam-less", "adam-precond", "sgd", "sign"]
 Projection = Literal["sketch", "rademacher", "none"]
 Rule = Literal["round-robin", "top", "mean"]
-Method = Literal["less", "random"]
+Method = Literal["less", "rds+", "embed", "bm25", "ltd", "length", "random"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 StoreDtype = Literal["fp16", "bf16", "fp32"]
 Mask = Literal["auto", "generation", "known", "prefix"]
@@ -56,6 +56,13 @@ def _as_targets(value: Any) -> Any:
 
 def _as_budget_text(value: Any) -> str:
     return str(Budget.parse(value if isinstance(value, str) else str(value)))
+
+
+def _as_part_text(value: Any) -> str:
+    part = Budget.parse(value if isinstance(value, str) else str(value))
+    if part.kind != "percent" or part.amount >= 100:
+        raise ValueError("write a per cent below 100, like 10%")
+    return str(part)
 
 
 class Recipe(BaseModel):
@@ -106,6 +113,9 @@ class Recipe(BaseModel):
 
     # Gradients and datastore
     method: Method = Field("less", description="how the pool is scored")
+    encoder: str | None = Field(
+        None, description="a sentence encoder's folder, for embed and ltd; default the model itself"
+    )
     direction: Direction = Field("sgd", description="the update a pool row would cause")
     projection: Projection = Field("sketch", description="random projection of a direction")
     features: int = Field(8192, ge=1, le=2**20, description="numbers a feature has")
@@ -117,7 +127,32 @@ class Recipe(BaseModel):
     keep: Annotated[str | None, BeforeValidator(lambda v: v if v is None else _as_budget_text(v))] = Field(
         None, description="budget: 5%, 1000, or '2M tokens'"
     )
+    drop_worst: Annotated[str | None, BeforeValidator(lambda v: v if v is None else _as_part_text(v))] = (
+        Field(
+            None,
+            description="per cent of the rows to leave out, those most against the target, instead of keep",
+        )
+    )
     repeats: bool = Field(False, description="let exact duplicates be chosen more than once")
+    near_duplicates: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="pass over a row as like as this to one chosen before (Jaccard of word 5-grams)",
+    )
+    per_source: Annotated[str | None, BeforeValidator(lambda v: v if v is None else str(v))] = Field(
+        None, description="most that one source may give: 20% of the budget, or a count of rows"
+    )
+    family: str | None = Field(
+        None, description="COLUMN=VALUE of the target's task family, for ltd; default its clusters"
+    )
+    clusters: int | None = Field(
+        None, ge=1, description="K-means clusters of the pool, for ltd; default sqrt(rows/2)"
+    )
+    templates: int | None = Field(
+        None, ge=1, description="instruction templates that ltd may choose from; default all"
+    )
+    template_column: str = Field("template", description="the column that names a row's instruction template")
     name: Annotated[
         str | None, BeforeValidator(lambda v: v if v is None else check_name(str(v), "selection"))
     ] = Field(None, description="the selection's name; default its target's")

@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from siftune.datastore.pool import Pool
-from siftune.records.budget import Budget
 from siftune.records.errors import SiftuneError
 from siftune.records.files import read_json, write_json, written_whole
 from siftune.selection.rules import Scores
@@ -68,44 +67,41 @@ def may_be_chosen(index: pa.Table, score_N: np.ndarray, *, repeats: bool) -> np.
     return may_N
 
 
-def write_selection(
-    path: Path,
-    settings: dict[str, Any],
-    *,
-    pool: Pool,
-    index: pa.Table,
-    scores: Scores,
-    order: np.ndarray,
-    may_N: np.ndarray,
-    columns: dict[str, np.ndarray],
-) -> Selection:
-    """Choose by the budget and write the selection's folder.
+@dataclass(frozen=True)
+class Choice:
+    """What was decided, before it is written.
 
-    order:   scored pool rows, best first, those that may be chosen before the others
-    columns: `loss` and `grad_norm` of every pool row, NaN where not known
-    Raises SiftuneError where no row has a score.
+    settings:    everything it depends on
+    order:       every scored pool row: those that were chosen, best first, then the others
+    n_duplicates: scored rows that repeat an earlier one exactly and were therefore left out
+    passed_over: how many rows each limit kept out before the budget was full
     """
-    choosable = order[may_N[order]]
-    if not len(choosable):
-        raise SiftuneError(
-            "no row of the pool has a score",
-            where=str(pool.path),
-            todo="See RUN/quarantine.jsonl for the reasons",
-        )
+
+    settings: dict[str, Any]
+    scores: Scores
+    order: np.ndarray
+    chosen: np.ndarray
+    n_duplicates: int
+    passed_over: dict[str, int]
+
+
+def write_selection(
+    path: Path, choice: Choice, *, pool: Pool, index: pa.Table, columns: dict[str, np.ndarray]
+) -> Selection:
+    """Write the selection's folder. `columns`: `loss` and `grad_norm` of every pool row, NaN where not known."""
+    scores, order, chosen = choice.scores, choice.order, choice.chosen
     n_tokens_N = index["n_tokens"].to_numpy()
-    count = Budget.parse(settings["keep"]).rows(n_tokens_N[choosable].tolist(), len(order))
-    chosen = choosable[:count]
     best_subtask = scores.best_subtask()
     _write_scores(path / "scores.parquet", index, scores, order, chosen, best_subtask, columns)
     _write_rows(path / "selected.jsonl", pool, chosen, lambda row: best_subtask[row], scores.score_N)
-    duplicates = len(order) - len(choosable)
     in_warmup_N = index["in_warmup"].to_numpy(zero_copy_only=False)
     summary = {
-        "n_selected": count,
+        "n_selected": len(chosen),
         "n_scorable": len(order),
         "n_pool": index.num_rows,
         "n_quarantined": index.num_rows - len(order),
-        "n_duplicates_left_out": duplicates,
+        "n_duplicates_left_out": choice.n_duplicates,
+        "passed_over": choice.passed_over,
         "tokens_selected": int(n_tokens_N[chosen].sum()),
         "tokens_scorable": int(n_tokens_N[order].sum()),
         "score_at_cut": float(scores.score_N[chosen].min()),
@@ -113,7 +109,7 @@ def write_selection(
         "pool_in_warmup": int(in_warmup_N.sum()),
         "sources": _sources(index, chosen, order),
     }
-    write_json(path / "selection.json", {"settings": settings, "summary": summary})
+    write_json(path / "selection.json", {"settings": choice.settings, "summary": summary})
     return Selection.open(path)
 
 

@@ -1,0 +1,32 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import sys
+
+from siftune.cli import proving, selecting
+from siftune.cli.app import app
+
+__all__ = ["app", "main", "proving", "selecting"]
+
+
+def main() -> None:
+    """The entry point of the `siftune` command."""
+    app(args=_spread(sys.argv[1:]))
+
+
+def _spread(arguments: list[str]) -> list[str]:
+    """`--pool a b` as `--pool a --pool b`, so that shell patterns work; after a run directory, where a command has one."""
+    spread: list[str] = []
+    flag: str | None = None
+    for place, argument in enumerate(arguments):
+        if argument.startswith("-"):
+            flag = argument if argument in _SEVERAL and (arguments[0] in _NO_RUN_DIR or spread[1:]) else None
+        elif flag is not None and not arguments[place - 1].startswith("-"):
+            spread.append(flag)
+        spread.append(argument)
+    return spread
+
+
+_SEVERAL = {"--pool", "--target", "--lora-targets", "--weights", "--test", "--also"}
+_NO_RUN_DIR = {"run", "doctor"}

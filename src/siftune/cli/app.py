@@ -1,0 +1,104 @@
+"""The application: what is around every command. Torch and the rest are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from siftune.pipeline.progress import Reporter
+    from siftune.pipeline.run import RunResult
+
+app = typer.Typer(
+    name="siftune",
+    help="Find the few per cent of an instruction pool that teach your model one capability.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with 'siftune demo', then 'siftune run --help'.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"siftune {version('siftune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def only_given(choice: dict[str, Any]) -> dict[str, Any]:
+    """Without what was not given."""
+    return {key: value for key, value in choice.items() if value not in (None, [])}
+
+
+def reporter(quiet: bool) -> Reporter:
+    from siftune.pipeline.progress import Reporter
+
+    return Reporter(quiet=quiet)
+
+
+def again() -> str:
+    import shlex
+
+    return shlex.join(["siftune", *sys.argv[1:]])
+
+
+def closing(result: RunResult, as_json: bool, until: str = "selection") -> None:
+    from siftune.pipeline.summary import as_values, show
+
+    if as_json:
+        typer.echo(json.dumps(as_values(result), indent=2))
+    else:
+        show(result, until)
+
+
+@contextmanager
+def told(debug: bool, command: str) -> Iterator[None]:
+    """Errors as sentences (exit 2), Ctrl-C with how to go on (exit 130)."""
+    import logging
+
+    from siftune.records.errors import SiftuneError
+    from siftune.records.text import shown
+
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it warns at import of kernels that nobody asked for
+    try:
+        yield
+    except SiftuneError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {shown(str(error))}", err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        if debug:
+            raise
+        from siftune.records.files import disk_error
+
+        typer.echo(f"error: {disk_error(error, Path(error.filename or '.'))}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\nStopped. What is finished is kept; go on with the same command:\n  {command}", err=True
+        )
+        # Not sys.exit: worker threads of libraries must not hold a person who asked to stop
+        sys.stderr.flush()
+        os._exit(130)

@@ -1,0 +1,145 @@
+"""What each method says of the pool: influence on every target row, or a score. Reads what is stored; the model isn't needed."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from siftune.datastore.index import read_index, usable_rows
+from siftune.datastore.store import Datastore
+from siftune.datastore.targets import Target, kept_rows
+from siftune.methods.bm25 import bm25_influence
+from siftune.methods.length import length_scores
+from siftune.methods.less import WeightedStore, less_influence
+from siftune.methods.ltd import ltd_scores
+from siftune.methods.random import random_scores
+from siftune.methods.vectors import vector_influence
+from siftune.pipeline.session import Session
+from siftune.records.budget import Budget
+from siftune.records.errors import SiftuneError
+from siftune.records.files import read_json
+from siftune.records.plain import text_of
+from siftune.records.recipe import Method
+from siftune.selection.rules import Scores, scores_of
+
+TARGETED: tuple[Method, ...] = ("less", "rds+", "embed", "bm25", "ltd")
+"""Methods that ask about a target; the others score the pool alone."""
+RULED: tuple[Method, ...] = ("less", "rds+", "embed", "bm25")
+"""Methods that give an influence on every target row, which a rule turns into an order; the others order by score."""
+VECTORED: tuple[Method, ...] = ("rds+", "embed", "ltd")
+"""Methods that compare vectors: hidden states of the base model, or a sentence encoder's."""
+SEEDED: tuple[Method, ...] = ("random", "ltd")
+
+
+class Answer(NamedTuple):
+    """A method's scores, NaN where a row has none, and its `influence_N_V` where the rule needs it."""
+
+    scores: Scores
+    influence_N_V: np.ndarray | None
+
+
+def answer_of(session: Session, target: Target | None) -> Answer:
+    """Ask the recipe's method. Raises SiftuneError where what it needs isn't there."""
+    recipe = session.recipe
+    index = read_index(session.path)
+    usable_N = usable_rows(index)
+    if recipe.method in RULED:
+        assert target is not None
+        influence_N_V = _influence(session, target)
+        influence_N_V[~usable_N] = np.nan
+        rule = "mean" if recipe.drop_worst else recipe.rule
+        return Answer(scores_of(influence_N_V, target.subtask_V, rule), influence_N_V)
+    if recipe.method == "ltd":
+        assert target is not None
+        score_N = _ltd(session, target, index["n_tokens"].to_numpy(), usable_N)
+    elif recipe.method == "length":
+        score_N = length_scores(index["n_trained"].to_numpy())
+    else:
+        score_N = random_scores(index.num_rows, recipe.seed)
+    scores_N = np.where(usable_N, score_N, np.float32(np.nan))
+    return Answer(Scores(scores_N, [], np.empty((len(scores_N), 0))), None)
+
+
+def stores_of(session: Session) -> list[WeightedStore]:
+    """Every checkpoint's features with its weight; SiftuneError where some are not made yet."""
+    stores = []
+    for folder in sorted((session.path / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name)):
+        number = int(folder.name)
+        store = session.store(number)
+        if store.missing():
+            raise _unmade(
+                session, f"the datastore lacks {len(store.missing())} shards at checkpoint {number}"
+            )
+        stores.append(WeightedStore(number, float(read_json(folder / "checkpoint.json")["weight"]), store))
+    if not stores:
+        raise _unmade(session, "this run has no checkpoints")
+    return stores
+
+
+def vector_store(session: Session) -> Datastore:
+    """The vectors that the recipe's method compares, whole; SiftuneError where some are not made yet."""
+    store = Datastore(session.vectors_path(), session.pool.plan)
+    if store.missing():
+        raise _unmade(session, f"the vectors of {session.vectors_name()} lack {len(store.missing())} shards")
+    return store
+
+
+def _influence(session: Session, target: Target) -> np.ndarray:
+    recipe = session.recipe
+    if recipe.method == "less":
+        return less_influence(target, stores_of(session), centre=recipe.centre)
+    if recipe.method == "bm25":
+        questions = [text_of(row.example.messages) for row in kept_rows(target)]
+        pool = session.pool
+        texts = (text for shard in pool.plan.shards for text in pool.texts(shard))
+        return bm25_influence(texts, questions)
+    return vector_influence(vector_store(session), session.target_vectors(target))
+
+
+def _ltd(session: Session, target: Target, n_tokens_N: np.ndarray, usable_N: np.ndarray) -> np.ndarray:
+    recipe = session.recipe
+    store = vector_store(session)
+    vectors_N_D = np.concatenate([store.features(shard) for shard in store.plan.shards])
+    vectors_N_D[~usable_N] = np.nan
+    shortest_first = np.sort(n_tokens_N[usable_N]).tolist()
+    assert recipe.keep is not None
+    return ltd_scores(
+        vectors_N_D,
+        session.target_vectors(target),
+        family_N=_family(session, recipe.family) if recipe.family else None,
+        template_N=_values(session, recipe.template_column) if recipe.templates else None,
+        clusters=recipe.clusters,
+        templates=recipe.templates,
+        count=Budget.parse(recipe.keep).rows(shortest_first, len(shortest_first)),
+        seed=recipe.seed,
+    ).score_N
+
+
+def _family(session: Session, family: str) -> np.ndarray:
+    column, equals, value = family.partition("=")
+    if not equals:
+        raise SiftuneError(
+            f"{family!r} is not COLUMN=VALUE", where="family", todo="Write for example --family skill=maths"
+        )
+    return np.array([found == value for found in _values(session, column)])
+
+
+def _values(session: Session, column: str) -> list[str | None]:
+    """A column of the person's rows as text, None where a row has none; `source` is the pool's own."""
+    values: list[str | None] = []
+    for shard in session.pool.plan.shards:
+        table = session.pool.table(shard, ["source", "columns"])
+        for source, columns in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            found = source if column == "source" else (json.loads(columns) if columns else {}).get(column)
+            values.append(None if found is None else str(found))
+    return values
+
+
+def _unmade(session: Session, what: str) -> SiftuneError:
+    return SiftuneError(
+        what,
+        where=str(session.path),
+        todo=f"Run 'siftune run --out {session.path} --method {session.recipe.method}' to make them",
+    )

@@ -1,0 +1,84 @@
+"""The stage of methods that compare vectors: those of the pool and of the targets, from the base model or a sentence encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siftune.datastore.manifest import claim, versions
+from siftune.datastore.pool import TokenRows
+from siftune.datastore.targets import Target, kept_rows, vectors_file, write_target_vectors
+from siftune.datastore.vectors_writer import Embed, build_vectors, embed_states, embed_texts, states_of
+from siftune.model.load import quiet_transformers
+from siftune.model.sentence import SentenceEncoder
+from siftune.pipeline.machine import device_of
+from siftune.pipeline.session import Session
+from siftune.pipeline.training import base_model
+from siftune.records.plain import text_of
+
+OfTarget = Callable[[Target, TokenRows], np.ndarray]
+
+
+def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows]]) -> None:
+    """Make what is missing of the vectors of the recipe's method."""
+    name, path, pool = session.vectors_name(), session.vectors_path(), session.pool
+    with session.log.stage(f"vectors {name}") as details, quiet_transformers():
+        embed, of_target, made_with, cut = _by_encoder(session) if _encoder(session) else _by_states(session)
+        made_by = {**versions(), "device": device_of(session.recipe).type}
+        for what, change in claim(path / "manifest.json", made_with, "these vectors", made_by).items():
+            session.reporter.warn(
+                f"the vectors were begun with {what} {change}: they may differ in their last digits"
+            )
+        with session.reporter.bar(f"vectors of {name}", pool.plan.n_rows, "rows") as advance:
+            build_vectors(path, pool, embed, advance)
+        for target, tokens in targets.values():
+            if not vectors_file(target, name).exists():
+                write_target_vectors(target, name, of_target(target, tokens))
+        if cut():
+            session.reporter.warn(
+                f"{cut():,} texts were longer than the encoder reads; only their beginnings count"
+            )
+        details |= {"rows": pool.plan.n_rows, "targets": list(targets)}
+    session.update_index()
+
+
+def _encoder(session: Session) -> Path | None:
+    recipe = session.recipe
+    return Path(recipe.encoder) if recipe.encoder and recipe.method != "rds+" else None
+
+
+def _by_states(session: Session) -> tuple[Embed, OfTarget, dict[str, Any], Callable[[], int]]:
+    """From the hidden states of the run's base model."""
+    base, pool, recipe = base_model(session), session.pool, session.recipe
+    weighting = "position" if recipe.method == "rds+" else "mean"
+    made_with = {
+        "method": session.vectors_name(),
+        "weighting": weighting,
+        "model": session.base_digest,
+        "encoder": pool.plan.encoder,
+        "dtype": recipe.dtype,
+        "attn": base.config._attn_implementation,
+        "quantize": recipe.quantize,
+        "batch_tokens": pool.plan.batch_tokens,
+    }
+
+    def of_target(target: Target, tokens: TokenRows) -> np.ndarray:
+        return states_of(tokens, base, weighting, pool.plan.batch_tokens)
+
+    return embed_states(pool, base, weighting), of_target, made_with, lambda: 0
+
+
+def _by_encoder(session: Session) -> tuple[Embed, OfTarget, dict[str, Any], Callable[[], int]]:
+    """From a sentence encoder, which reads the rows' text."""
+    folder = _encoder(session)
+    assert folder is not None
+    encoder = SentenceEncoder(folder, device_of(session.recipe))
+
+    def of_target(target: Target, tokens: TokenRows) -> np.ndarray:
+        return encoder([text_of(row.example.messages) for row in kept_rows(target)])
+
+    made_with = {"method": session.vectors_name(), "encoder": encoder.digest}
+    return embed_texts(session.pool, encoder), of_target, made_with, lambda: encoder.n_cut

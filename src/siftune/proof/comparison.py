@@ -1,0 +1,128 @@
+"""A comparison: arms that differ in the rows they were trained on, measured on the same test rows, with what can be said of them.
+
+Every figure is a mean over seeds and test rows with a 95 % interval by a two-level bootstrap (seeds, then rows, rows shared by
+all arms); a difference is paired over test rows. Where its interval holds 0 the words are "no significant difference".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from siftune.proof.cells import Cell
+from siftune.proof.evaluate import RowScore
+from siftune.proof.statistics import difference_of, interval_of, spread_of
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something measured on each test row: its word, whether more is better, and the value (None: not measured on that row)."""
+
+    name: str
+    words: str
+    more_is_better: bool
+    value: Callable[[RowScore], float | None]
+
+    def show(self, value: float) -> str:
+        """A value as people read it: losses in nats, shares in per cent."""
+        return f"{value:.3f}" if "loss" in self.name else f"{100 * value:.1f} %"
+
+
+def _share(value: bool | float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+MEASURES = (
+    Measure("loss", "loss on the gold answer", False, lambda score: score.loss),
+    Measure("choice_loss", "loss among the options", False, lambda score: score.choice_loss),
+    Measure("accuracy", "accuracy among the options", True, lambda score: _share(score.correct)),
+    Measure("exact", "exact match", True, lambda score: _share(score.exact)),
+    Measure("f1", "token F1", True, lambda score: _share(score.f1)),
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to choose rows, trained once a seed.
+
+    name:  as shown: a method, `full pool`, `untrained` …;  keep: its budget, None where it has none
+    cells: one a seed, in the order of `seeds`
+    """
+
+    name: str
+    keep: str | None
+    n_rows: int
+    n_tokens: int
+    steps: int
+    seeds: list[int]
+    cells: list[Cell]
+
+
+def compared(arms: Sequence[Arm], subject: str, seed: int = 0) -> list[dict[str, Any]]:
+    """The arms with their figures, as JSON values, in the order given.
+
+    subject: the name of the arm that the others are compared with. Each arm gets, per measure, mean, low, high, spread (over
+    seeds), n, and its difference to `random` and to the subject (mean, low, high, significant; better = in the good direction).
+    """
+    values = {id(arm): {m.name: _values(arm, m) for m in MEASURES} for arm in arms}
+    reference = {
+        what: next((a for a in arms if a.name == name), None)
+        for what, name in (("random", "random"), ("subject", subject))
+    }
+    found = []
+    for arm in arms:
+        measures: dict[str, Any] = {}
+        for measure in MEASURES:
+            values_S_R = values[id(arm)][measure.name]
+            if values_S_R is None:
+                continue
+            interval = interval_of(values_S_R, seed)
+            entry: dict[str, Any] = {
+                "mean": interval.mean,
+                "low": interval.low,
+                "high": interval.high,
+                "spread": spread_of(values_S_R),
+                "n": values_S_R.shape[1],
+            }
+            for what, other in reference.items():
+                other_S_R = (
+                    values[id(other)][measure.name] if other is not None and other is not arm else None
+                )
+                if other_S_R is not None:
+                    entry[f"against_{what}"] = _difference(values_S_R, other_S_R, measure, seed)
+            measures[measure.name] = entry
+        found.append(
+            {
+                "name": arm.name,
+                "keep": arm.keep,
+                "n_rows": arm.n_rows,
+                "n_tokens": arm.n_tokens,
+                "steps": arm.steps,
+                "seeds": arm.seeds,
+                "measures": measures,
+            }
+        )
+    return found
+
+
+def _values(arm: Arm, measure: Measure) -> np.ndarray | None:
+    """`values_S_R` over the rows that have this measure, None where none has."""
+    rows = [r for r, score in enumerate(arm.cells[0].scores) if measure.value(score) is not None]
+    if not rows:
+        return None
+    return np.array([[measure.value(cell.scores[r]) for r in rows] for cell in arm.cells], dtype=np.float64)
+
+
+def _difference(values_S_R: np.ndarray, other_S_R: np.ndarray, measure: Measure, seed: int) -> dict[str, Any]:
+    difference = difference_of(values_S_R, other_S_R, seed)
+    better = difference.mean > 0 if measure.more_is_better else difference.mean < 0
+    return {
+        "mean": difference.mean,
+        "low": difference.low,
+        "high": difference.high,
+        "significant": difference.significant,
+        "better": bool(better),
+    }

@@ -1,0 +1,130 @@
+"""A comparison for people: Markdown, a plot, and JSON for programs, in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from siftune.proof.comparison import MEASURES, Measure
+from siftune.proof.plot import dots
+from siftune.records.files import write_json, write_text
+
+
+def write_comparison(folder: Path, result: Mapping[str, Any]) -> None:
+    """`comparison.json`, `comparison.md`, and `comparison.svg` (its first table; further ones get a number)."""
+    write_json(folder / "comparison.json", result)
+    plots = []
+    for number, table in enumerate(result["tables"], 1):
+        name = "comparison.svg" if number == 1 else f"comparison-{number}.svg"
+        write_text(folder / name, dots(f"{result['test']}: {table_title(table)}", table["arms"]))
+        plots.append(name)
+    write_text(folder / "comparison.md", markdown(result, plots))
+
+
+def table_title(table: Mapping[str, Any]) -> str:
+    """What a table compares."""
+    return f"{table['subject']} at {table['keep']} and others, {table['reading']}"
+
+
+def markdown(result: Mapping[str, Any], plots: list[str]) -> str:
+    """All tables of a comparison with their sentences and plots."""
+    lines = [f"# {result['test']}: what the choice is worth", ""]
+    for table, plot in zip(result["tables"], plots, strict=True):
+        lines += [
+            f"## {table_title(table)}",
+            "",
+            table["sentence"],
+            "",
+            *table_lines(table),
+            "",
+            f"![{table['sentence']}]({plot})",
+            "",
+        ]
+    lines += [
+        f"{result['n_rows']} test rows ({result['file']}), model {result['model']}. Mean over seeds and rows [95 % interval by bootstrap over"
+        " both]. Differences are paired over test rows; one whose interval holds 0 is marked ≈: no significant difference.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def table_lines(table: Mapping[str, Any]) -> list[str]:
+    """One table as lines of Markdown: an arm a line, for each measure its mean and interval and the difference to random."""
+    measures = measured(table["arms"])
+    heads = [head for m in measures for head in (m.words, "against random")]
+    lines = ["| trained on | rows | steps | seeds | " + " | ".join(heads) + " |"]
+    lines.append("|---|---:|---:|---:|" + "---:|" * len(heads))
+    for arm in table["arms"]:
+        cells = []
+        for measure in measures:
+            entry = arm["measures"].get(measure.name)
+            cells += (
+                ["", ""]
+                if entry is None
+                else [with_interval(entry, measure), against(entry.get("against_random"), measure)]
+            )
+        name = f"**{arm['name']}**" if arm["name"] == table["subject"] else arm["name"]
+        lines.append(
+            f"| {name} | {arm['n_rows']:,} | {arm['steps']:,} | {len(arm['seeds'])} | "
+            + " | ".join(cells)
+            + " |"
+        )
+    return lines
+
+
+def measured(arms: list[dict[str, Any]]) -> list[Measure]:
+    """The measures that some arm has."""
+    return [m for m in MEASURES if any(m.name in arm["measures"] for arm in arms)]
+
+
+def with_interval(entry: Mapping[str, Any], measure: Measure) -> str:
+    """`1.051 [1.020, 1.083]`."""
+    text = measure.show(entry["mean"])
+    return (
+        text
+        if entry["low"] is None
+        else f"{text} [{measure.show(entry['low'])}, {measure.show(entry['high'])}]"
+    )
+
+
+def against(difference: Mapping[str, Any] | None, measure: Measure) -> str:
+    """A signed difference with its interval; ≈ where it is not significant, ✓ where it is for the better, ✗ for the worse."""
+    if difference is None:
+        return ""
+    if difference["low"] is None:
+        return f"{_signed(difference['mean'], measure)} (one row)"
+    mark = ("✓" if difference["better"] else "✗") if difference["significant"] else "≈"
+    low, high = _signed(difference["low"], measure), _signed(difference["high"], measure)
+    return f"{_signed(difference['mean'], measure)} [{low}, {high}] {mark}"
+
+
+def sentence(arms: Sequence[dict[str, Any]], subject: str, test: str) -> str:
+    """What came out, in words: the subject against random, the full pool, the other methods and the untrained model."""
+    own = next(arm for arm in arms if arm["name"] == subject)
+    parts = [f"{test}: {subject}{_at(own)} ({own['n_rows']:,} rows)"]
+    measure = MEASURES[0]
+    entry = own["measures"][measure.name]
+    parts.append(f"{measure.words} {with_interval(entry, measure)}")
+    verdicts: dict[str, list[str]] = {
+        "better than": [],
+        "no significant difference from": [],
+        "worse than": [],
+    }
+    for arm in arms:
+        against = arm["measures"][measure.name].get("against_subject")
+        if against:
+            verdict = "no significant difference from"
+            if against["significant"]:  # `better` is the other arm's
+                verdict = "worse than" if against["better"] else "better than"
+            verdicts[verdict].append(f"{arm['name']} ({measure.show(arm['measures'][measure.name]['mean'])})")
+    parts += [f"{verdict} {', '.join(names)}" for verdict, names in verdicts.items() if names]
+    return "; ".join(parts) + "."
+
+
+def _at(arm: dict[str, Any]) -> str:
+    return f" at {arm['keep']}" if arm["keep"] else ""
+
+
+def _signed(value: float, measure: Measure) -> str:
+    return f"{'+' if value >= 0 else '-'}{measure.show(abs(value))}"
