@@ -42,6 +42,7 @@ __all__ = [
     "load_adapter",
     "lora_parameters",
     "seed_32",
+    "target_names",
 ]
 
 ADAPTER = "default"
@@ -87,6 +88,15 @@ def add_lora(
     check_supported(peft_model)
     assert isinstance(peft_model, PeftModel)
     return peft_model
+
+
+def target_names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
+    """The layers' names that `targets` of `add_lora` stand for on this model, sorted. The model is as it was afterwards."""
+    peft_model = add_lora(model, rank=1, alpha=1, dropout=0, targets=targets, seed=0)
+    try:
+        return sorted(peft_model.peft_config[ADAPTER].target_modules)  # pyright: ignore[reportArgumentType]  PEFT makes a set of it
+    finally:
+        peft_model.unload()
 
 
 def seed_32(seed: int) -> int:

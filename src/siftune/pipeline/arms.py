@@ -75,9 +75,21 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
                 where=f"--methods {text}",
                 todo="Write for example less:rule=top; see 'siftune select --help' for the settings",
             )
-        settings[name] = value if name in ("family", "per_source", "drop_worst") else yaml.safe_load(value)
+        settings[name] = value if name in _TEXTS else _value(value, text)
     make_recipe(settings, where=f"--methods {text}")
     return method, settings
+
+
+_TEXTS = ("family", "per_source", "drop_worst", "encoder", "template_column")
+
+
+def _value(value: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SiftuneError(
+            f"{value!r} is not a value", where=f"--methods {text}", todo="Write for example less:rule=top"
+        ) from error
 
 
 def varies_with_seed(text: str) -> bool:

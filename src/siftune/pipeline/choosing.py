@@ -11,13 +11,23 @@ import pyarrow as pa
 from siftune.datastore.index import read_index, usable_rows
 from siftune.datastore.targets import Target
 from siftune.methods.less import WeightedStore
-from siftune.pipeline.scoring import RULED, SEEDED, TARGETED, VECTORED, answer_of, stores_of, vector_store
+from siftune.pipeline.scoring import (
+    RULED,
+    SEEDED,
+    TARGETED,
+    VECTORED,
+    answer_of,
+    parse_family,
+    stores_of,
+    vector_store,
+)
 from siftune.pipeline.session import Session
 from siftune.records.budget import Budget
 from siftune.records.errors import SiftuneError
 from siftune.records.files import digest_of
 from siftune.records.plain import text_of
-from siftune.selection.limits import Admitted, admit
+from siftune.records.recipe import Recipe
+from siftune.selection.limits import Admitted, admit, parse_per_source
 from siftune.selection.rules import Scores, order_of
 from siftune.selection.selection import Choice, Selection, check_same, may_be_chosen, write_selection
 
@@ -80,7 +90,7 @@ def settings_of(session: Session, name: str) -> dict[str, Any]:
 def decide(session: Session, name: str) -> Choice:
     """The choice for the target `name`, nothing written. Raises SiftuneError where no row has a score."""
     recipe = session.recipe
-    _check_settings(session)
+    check_settings(recipe)
     target: Target | None = session.target(name) if recipe.method in TARGETED else None
     index = read_index(session.path)
     scores, influence_N_V = answer_of(session, target)
@@ -125,9 +135,12 @@ def decide(session: Session, name: str) -> Choice:
     )
 
 
-def _check_settings(session: Session) -> None:
-    """Settings that contradict each other or the method."""
-    recipe = session.recipe
+def check_settings(recipe: Recipe) -> None:
+    """Settings of a choice that can't be read, or contradict each other or the method: SiftuneError, before any work."""
+    if recipe.per_source is not None:
+        parse_per_source(recipe.per_source)
+    if recipe.family is not None:
+        parse_family(recipe.family)
     if recipe.drop_worst and recipe.method not in RULED:
         raise SiftuneError(
             f"the method {recipe.method} does not say which rows are against a target",

@@ -108,7 +108,7 @@ def compare(path: Path | str, asked: Asked, *, reporter: Reporter | None = None)
         }
         session.base = None  # another model may be the one that is trained
         prover = Prover(session, asked.model, asked.measuring)
-        also = {name: prover.encoded(_examples(file), file) for name, file in asked.also.items()}
+        also = {name: prover.encoded(_examples(file, reporter), file) for name, file in asked.also.items()}
         plans: Plans = {
             (test.name, keep, reading): _plans(session, prover, asked, test, keep, reading, rows, also)
             for test in tests
@@ -131,7 +131,8 @@ def _plans(
 ) -> list[_Plan]:
     """The arms of one table: untrained, the methods, what is brought along, the full pool."""
     first = next(len(rows[key]) for key in rows if key[:3] == (test.name, keep, asked.methods[0]))
-    recipe = session.recipe.with_settings(dict(asked.training))
+    lora_targets = prover.lora_targets(asked.training.get("lora_targets"))
+    recipe = session.recipe.with_settings({**asked.training, "lora_targets": lora_targets})
     batch = asked.training.get("batch") or default_batch(first)
 
     def training(n_rows: int, seed: int) -> Training:
@@ -264,8 +265,16 @@ def _seeds(asked: Asked, text: str) -> list[int]:
     return list(range(max(asked.seeds, RANDOM_SEEDS) if varies_with_seed(text) else asked.seeds))
 
 
-def _examples(file: str) -> list[Example]:
-    return [item for item in read_pool([file]) if isinstance(item, Example)]
+def _examples(file: str, reporter: Reporter) -> list[Example]:
+    """The rows of a file that somebody else chose; those that can't be read are told."""
+    found, left_out = [], []
+    for item in read_pool([file]):
+        (found if isinstance(item, Example) else left_out).append(item)
+    if left_out:
+        reporter.warn(
+            f"{len(left_out):,} rows of {file} can't be read ({left_out[0].where}: {left_out[0].reason})"
+        )
+    return found
 
 
 def _checked(asked: Asked, recipe: Recipe) -> list[str]:
@@ -284,6 +293,13 @@ def _checked(asked: Asked, recipe: Recipe) -> list[str]:
         )
     if asked.seeds < 1:
         raise SiftuneError("at least one seed is needed", where="--seeds", todo="Three give a spread")
+    for name in asked.training:
+        if name not in PROOF_SETTINGS:
+            raise SiftuneError(
+                f"{name} is no setting of a training",
+                where="training",
+                todo=f"These are: {', '.join(PROOF_SETTINGS)}",
+            )
     recipe.with_settings(dict(asked.training))
     given = list(asked.keep) or ([recipe.keep] if recipe.keep else [])
     if not given:

@@ -14,7 +14,7 @@ from siftune.chat.tokenizer import load_tokenizer
 from siftune.datastore.index import read_index, scorable_rows
 from siftune.model.identity import model_digest
 from siftune.model.load import load_model, quiet_transformers
-from siftune.model.lora import adapter_on
+from siftune.model.lora import adapter_on, target_names
 from siftune.model.warmup import Row
 from siftune.pipeline.arms import Test
 from siftune.pipeline.machine import device_of, pin
@@ -82,6 +82,11 @@ class Prover:
             "attn": self.base.config._attn_implementation,
             "encoder": self.encoder.fingerprint,
         }
+
+    def lora_targets(self, asked: Sequence[str] | None) -> list[str]:
+        """Names of the layers that LoRA goes on: as asked, else the run's; another model than that has names of its own (auto)."""
+        targets = asked or (self.session.recipe.lora_targets if self.own else ["auto"])
+        return target_names(self.base, targets)
 
     def tokens(self, rows: Sequence[int]) -> list[Row]:
         """The tokens of pool rows, by the trained model's own tokenizer and template."""

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from siftune.pipeline.choosing import choose
+from siftune.pipeline.choosing import check_settings, choose
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import CHOICE, anchored, locked, merged, read_run_recipe
 from siftune.pipeline.scoring import TARGETED, VECTORED
@@ -55,6 +55,7 @@ def run(
     recorded = read_run_recipe(out) if (out / "recipe.yaml").exists() else None
     asked = anchored(recipe)
     recipe = merged(recorded, asked) if recorded else asked
+    recipe = _with_one_budget(recipe, {"keep": asked.keep, "drop_worst": asked.drop_worst})
     _check_complete(recipe, until)
     with locked(out):
         if recorded is None:
@@ -92,7 +93,10 @@ def score(
     """
     path = Path(path)
     recorded = read_run_recipe(path)
-    recipe = anchored(recorded.with_settings({**dict(settings or {}), "target": dict(target)}))
+    asked = dict(settings or {})
+    recipe = anchored(
+        _with_one_budget(recorded.with_settings({**asked, "target": dict(target)}), asked)
+    )
     if not target:
         raise SiftuneError("no target is given", where="target", todo="Give the rows: --target NAME=FILE")
     _check_complete(recipe, "selection")
@@ -125,9 +129,7 @@ def select(
             )
     path = Path(path)
     recorded = read_run_recipe(path)
-    if "keep" in settings:  # what the run was made with is not what is asked for now
-        recorded = recorded.with_settings({"drop_worst": None})
-    recipe = anchored(recorded.with_settings(dict(settings)))
+    recipe = anchored(_with_one_budget(recorded.with_settings(dict(settings)), settings))
     names = list(targets) or (list(recorded.target) if recipe.method in TARGETED else [recipe.method])
     if not names:
         raise SiftuneError(
@@ -182,7 +184,9 @@ def make_what_the_method_needs(
 
 def make_missing_vectors(session: Session, names: list[str]) -> None:
     """For a method that compares vectors: make those of the pool and of these targets that aren't there."""
-    if session.recipe.method in VECTORED and not session.has_vectors(names):
+    if session.recipe.method in VECTORED and not (
+        session.has_vectors(names) and session.encoder_folder() is None
+    ):
         targets = {name: session.recipe.target[name] for name in names if name in session.recipe.target}
         make_what_the_method_needs(session, session.keep_targets(session.read_targets(targets)))
 
@@ -239,7 +243,19 @@ def _check_complete(recipe: Recipe, until: Stage) -> None:
         _check_name(recipe, list(recipe.target))
 
 
+def _with_one_budget(recipe: Recipe, asked: Mapping[str, Any]) -> Recipe:
+    """The recipe with `keep` or `drop_worst`, whichever is asked for now; SiftuneError where both are."""
+    if asked.get("keep") and asked.get("drop_worst"):
+        raise SiftuneError(
+            "keep and drop_worst exclude each other",
+            where="drop_worst",
+            todo="Say how much to keep, or how much to leave out",
+        )
+    return recipe.with_settings({"drop_worst": None}) if asked.get("keep") and recipe.drop_worst else recipe
+
+
 def _check_keep(recipe: Recipe) -> None:
+    check_settings(recipe)
     if recipe.drop_worst:
         return
     if recipe.keep is None:

@@ -117,12 +117,18 @@ def _ltd(session: Session, target: Target, n_tokens_N: np.ndarray, usable_N: np.
     ).score_N
 
 
-def _family(session: Session, family: str) -> np.ndarray:
-    column, equals, value = family.partition("=")
-    if not equals:
+def parse_family(text: str) -> tuple[str, str]:
+    """`COLUMN=VALUE` as (column, value); SiftuneError for anything else."""
+    column, equals, value = text.partition("=")
+    if not column or not equals:
         raise SiftuneError(
-            f"{family!r} is not COLUMN=VALUE", where="family", todo="Write for example --family skill=maths"
+            f"{text!r} is not COLUMN=VALUE", where="family", todo="Write for example --family skill=maths"
         )
+    return column, value
+
+
+def _family(session: Session, family: str) -> np.ndarray:
+    column, value = parse_family(family)
     return np.array([found == value for found in _values(session, column)])
 
 

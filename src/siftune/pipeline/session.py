@@ -83,6 +83,11 @@ class Session:
             return "rds+" if self.recipe.method == "rds+" else "embed"
         return f"embed-{check_name(Path(self.recipe.encoder).name, 'encoder folder')}"
 
+    def encoder_folder(self) -> Path | None:
+        """The sentence encoder that the recipe's method asks for, where that is there."""
+        folder = self.recipe.encoder if self.recipe.method != "rds+" else None
+        return Path(folder) if folder and Path(folder).exists() else None
+
     def vectors_path(self) -> Path:
         """Where the pool's vectors are: made under the base model, which is checkpoint 0."""
         return self.path / "datastore" / self.vectors_name() / "0"
@@ -126,7 +131,12 @@ class Session:
     def save_recipe(self, **made_with: Any) -> None:
         """Write `recipe.yaml`; `made_with` adds to what the run was resolved on."""
         before = self.recorded
-        first = {name: getattr(before, name) for name in CHOICE if getattr(before, name, None) is not None}
+        has_chosen = before is not None and (before.keep or before.drop_worst) is not None
+        first = {
+            name: value
+            for name in CHOICE
+            if before is not None and ((value := getattr(before, name)) is not None or has_chosen)
+        }
         targets = {**(before.target if before else {}), **self.recipe.target}
         self.made_with |= {"versions": versions(), **made_with}
         write_run_recipe(self.path, self.recipe.with_settings({**first, "target": targets}), self.made_with)

@@ -10,6 +10,7 @@ import numpy as np
 
 from siftune.datastore.manifest import claim, versions
 from siftune.datastore.pool import TokenRows
+from siftune.datastore.shards import shard_notes
 from siftune.datastore.targets import Target, kept_rows, vectors_file, write_target_vectors
 from siftune.datastore.vectors_writer import Embed, build_vectors, embed_states, embed_texts, states_of
 from siftune.model.load import quiet_transformers
@@ -23,8 +24,15 @@ OfTarget = Callable[[Target, TokenRows], np.ndarray]
 
 
 def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows]]) -> None:
-    """Make what is missing of the vectors of the recipe's method."""
+    """Make what is missing of the vectors of the recipe's method.
+
+    A sentence encoder is looked at even if nothing is missing: two folders of one name would share their vectors.
+    """
     name, path, pool = session.vectors_name(), session.vectors_path(), session.pool
+    rows = sum(len(shard) for shard in pool.plan.shards if shard_notes(path, shard) is None)
+    new = [item for item in targets.values() if not vectors_file(item[0], name).exists()]
+    if not rows and not new and session.encoder_folder() is None:
+        return
     with session.log.stage(f"vectors {name}") as details, quiet_transformers():
         embed, of_target, made_with, cut = _by_encoder(session) if _encoder(session) else _by_states(session)
         made_by = {**versions(), "device": device_of(session.recipe).type}
@@ -32,16 +40,17 @@ def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows
             session.reporter.warn(
                 f"the vectors were begun with {what} {change}: they may differ in their last digits"
             )
-        with session.reporter.bar(f"vectors of {name}", pool.plan.n_rows, "rows") as advance:
-            build_vectors(path, pool, embed, advance)
-        for target, tokens in targets.values():
-            if not vectors_file(target, name).exists():
-                write_target_vectors(target, name, of_target(target, tokens))
+        if rows:
+            done = pool.plan.n_rows - rows
+            with session.reporter.bar(f"vectors of {name}", pool.plan.n_rows, "rows", done) as advance:
+                build_vectors(path, pool, embed, advance)
+        for target, tokens in new:
+            write_target_vectors(target, name, of_target(target, tokens))
         if cut():
             session.reporter.warn(
                 f"{cut():,} texts were longer than the encoder reads; only their beginnings count"
             )
-        details |= {"rows": pool.plan.n_rows, "targets": list(targets)}
+        details |= {"rows": rows, "targets": [target.name for target, _ in new]}
     session.update_index()
 
 
