@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check lint-fix clean
+.PHONY: help setup demo test check experiments lint-fix clean
 
 help:
 	@echo "make setup     make $(VENV) with siftune and what developing it needs (Python 3.11 or newer; PYTHON=... names one)"
 	@echo "make demo      siftune on a real model and real data, start to end (ARGS=... goes to siftune demo)"
 	@echo "make test      the tests (ARGS=... goes to pytest)"
 	@echo "make check     style and types: ruff, basedpyright"
+	@echo "make experiments DATA=... WORK=...  the experiments: hours, stops and goes on at any moment"
 	@echo "make lint-fix  let ruff put right what it can"
 	@echo "make clean     remove $(VENV) and what tools left behind"
 
@@ -32,13 +33,19 @@ test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(READY)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks experiments
+	$(BIN)/ruff format --check src tests benchmarks experiments
 	$(BIN)/basedpyright
 
+experiments: $(READY)
+	@test -d "$(DATA)" && test -n "$(WORK)" || { echo "say where data and work go: make experiments DATA=... WORK=... (experiments/README.md)"; exit 1; }
+	$(BIN)/python experiments/defaults/run.py $(DATA) $(WORK)
+	$(BIN)/python experiments/defaults/overlap.py $(WORK)/run
+	$(BIN)/python experiments/headline/run.py $(DATA) $(WORK)
+
 lint-fix: $(READY)
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks experiments
+	$(BIN)/ruff format src tests benchmarks experiments
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache

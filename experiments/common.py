@@ -61,12 +61,13 @@ def keep_results(run: Path, folder: Path, tasks: tuple[str, ...] = TASKS) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     for task in tasks:
         found = json.loads((run / "proof" / task / "comparison.json").read_text(encoding="utf-8"))
-        found = {**_stamp(), **found, "file": Path(found["file"]).name, "model": Path(found["model"]).name}
+        found = {**stamp(), **found, "file": Path(found["file"]).name, "model": Path(found["model"]).name}
         (folder / f"{task}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         shutil.copy(run / "proof" / task / "comparison.svg", folder / f"{task}.svg")
 
 
-def _stamp() -> dict[str, Any]:
+def stamp() -> dict[str, Any]:
+    """Date and commit of a result."""
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", *arguments], cwd=HERE, capture_output=True, text=True, check=True

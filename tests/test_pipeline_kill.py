@@ -1,8 +1,9 @@
-"""kill -9 in every stage, then the same command again: the bytes are those of a run that nobody disturbed."""
+"""kill -9 in every stage and in a comparison, then the same command again: the bytes are those of a run that nobody disturbed."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline_helpers import LASTING, digests, write_inputs
+from pipeline_helpers import LASTING, digests, target_rows, write_inputs, write_rows
+from siftune.pipeline.comparing import Asked, compare
+from siftune.pipeline.run import run
+from siftune.records.recipe import make_recipe
 
 # A file (glob below the run directory) whose appearance shows that a stage is under way, in the order of a run
 MOMENTS = (
@@ -36,19 +40,12 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def start(recipe_file: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "siftune",
-        "run",
-        "--recipe",
-        str(recipe_file),
-        "--out",
-        str(out),
-        "--quiet",
-    ]
+    return start_command("run", "--recipe", str(recipe_file), "--out", str(out))
+
+
+def start_command(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "siftune", *arguments, "--quiet"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -64,7 +61,10 @@ def finish(recipe_file: Path, out: Path) -> None:
 
 def kill_at(moment: str, recipe_file: Path, out: Path) -> bool:
     """Start a run and kill it as soon as something matches `moment`; whether it was still running then."""
-    process = start(recipe_file, out)
+    return killed_at(moment, start(recipe_file, out), out)
+
+
+def killed_at(moment: str, process: subprocess.Popen[bytes], out: Path) -> bool:
     end = time.monotonic() + SECONDS
     while process.poll() is None and not any(out.glob(moment)):
         assert time.monotonic() < end, f"{moment} never came"
@@ -92,6 +92,30 @@ def test_a_run_killed_in_every_stage_ends_with_the_bytes_of_an_undisturbed_one(
     ).read_bytes()
     assert not list(out.rglob("*.part"))
     assert sum(killed) >= len(MOMENTS) - 2  # the two moments of a few milliseconds may be missed
+
+
+def test_a_comparison_killed_in_a_training_ends_with_the_bytes_of_an_undisturbed_one(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    test = str(write_rows(tmp_path / "test.jsonl", target_rows(4, seed=5)))
+    out, whole = tmp_path / "run", tmp_path / "undisturbed"
+    run(make_recipe({**given, "method": "bm25"}), out)
+    shutil.copytree(out, whole)
+    compare(whole, Asked(tests={"sums": test}, methods=("bm25",), seeds=1))
+    command = ["compare", str(out), "--test", f"sums={test}", "--methods", "bm25", "--seeds", "1"]
+    moment = "proof/trained/*/checkpoints/.trainer/checkpoint-*"
+    assert killed_at(moment, start_command(*command), out)
+    assert not (out / "proof/sums").exists()
+    process = start_command(*command)
+    text, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, text.decode()
+    assert digests(out, "proof/sums") == digests(whole, "proof/sums")
+    adapters = [
+        {name: digest for name, digest in digests(path, "proof/trained").items() if "/adapter/" in name}
+        for path in (out, whole)
+    ]
+    assert adapters[0] == adapters[1]
+    assert not list(out.glob("proof/trained/*/checkpoints"))
 
 
 def test_ctrl_c_says_how_to_go_on(given: dict[str, Any], tmp_path: Path) -> None:

@@ -27,12 +27,13 @@ app = typer.Typer(
 )
 
 
-def _version(value: bool) -> None:
+def _version(value: bool) -> bool:
     if value:
         from importlib.metadata import version
 
         typer.echo(f"siftune {version('siftune')}")
         raise typer.Exit
+    return value
 
 
 @app.callback()

@@ -72,6 +72,30 @@ def compare(
         option("--extract", "The answer inside a generated text; its last match counts.", PROOF, "REGEX"),
     ] = None,
     max_new_tokens: Annotated[int, option("--max-new-tokens", "Longest answer (256).", PROOF)] = 256,
+    lm_eval: Annotated[
+        Text,
+        option(
+            "--lm-eval",
+            "Measure on tasks of the lm-eval harness too, comma-separated: gsm8k,arc_easy.",
+            PROOF,
+            "TASK",
+        ),
+    ] = None,
+    lm_eval_tasks: Annotated[
+        Text, option("--lm-eval-tasks", "A folder with YAML files of more tasks.", PROOF, "DIR")
+    ] = None,
+    lm_eval_chat: Annotated[
+        bool,
+        typer.Option(
+            "--lm-eval-chat/--no-lm-eval-chat",
+            help="Put the harness's prompts into the chat template (default: yes).",
+            rich_help_panel=PROOF,
+            show_default=False,
+        ),
+    ] = True,
+    lm_eval_limit: Annotated[
+        Int, option("--lm-eval-limit", "The first documents of each task alone.", PROOF)
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -89,6 +113,7 @@ def compare(
         from siftune.pipeline.comparing import compare as comparison
         from siftune.pipeline.settings import named_files
         from siftune.proof.evaluate import Measuring
+        from siftune.proof.harness import harness_of
 
         asked = Asked(
             tests=named_files(test or [], "--test"),
@@ -100,6 +125,7 @@ def compare(
             training=only_given(training),
             model=train_model,
             measuring=Measuring(generate=generate, extract=extract, max_new_tokens=max_new_tokens),
+            harness=harness_of(_listed(lm_eval or ""), lm_eval_tasks, lm_eval_chat, lm_eval_limit),
         )
         results = comparison(run_dir, asked, reporter=reporter(quiet))
         if as_json:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,9 +93,10 @@ def add_lora(
 
 def target_names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
     """The layers' names that `targets` of `add_lora` stand for on this model, sorted. The model is as it was afterwards."""
-    peft_model = add_lora(model, rank=1, alpha=1, dropout=0, targets=targets, seed=0)
+    peft_model = add_lora(model, rank=1, alpha=1.0, dropout=0.0, targets=targets, seed=0)
     try:
-        return sorted(peft_model.peft_config[ADAPTER].target_modules)  # pyright: ignore[reportArgumentType]  PEFT makes a set of it
+        config: Any = peft_model.peft_config[ADAPTER]
+        return sorted(config.target_modules)  # a set by now
     finally:
         peft_model.unload()
 

@@ -9,11 +9,12 @@ from typing import Any
 import yaml
 
 from siftune.datastore.index import read_index
-from siftune.pipeline.choosing import decide
+from siftune.pipeline.choosing import check_settings, decide
 from siftune.pipeline.run import make_missing_vectors, make_what_the_method_needs
 from siftune.pipeline.rundir import CHOICE
 from siftune.pipeline.scoring import TARGETED
 from siftune.pipeline.session import Session
+from siftune.proof.harness import Harness, HarnessTask
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
 from siftune.records.files import digest_of
@@ -37,6 +38,39 @@ class Test:
             [row.fingerprint, row.columns.get("options"), row.columns.get("answer")] for row in self.rows
         ]
         return digest_of(asked)[:32]
+
+
+@dataclass(frozen=True)
+class HarnessTest:
+    """A task of the lm-eval harness, and the target of the run whose selections it measures."""
+
+    name: str
+    target: str
+    task: HarnessTask
+
+
+def read_harness_tests(session: Session, harness: Harness, tests: Sequence[Test]) -> list[HarnessTest]:
+    """Load the harness's tasks. They measure the selections that the first test measures; without a test, the run's only target's."""
+    targets = list(session.recipe.target)
+    if not tests and len(targets) != 1:
+        raise SiftuneError(
+            f"which target the tasks measure is not said: this run has {', '.join(targets) or 'none'}",
+            where="--lm-eval",
+            todo="Give held-out rows of that target too: --test TARGET=FILE",
+        )
+    target = tests[0].target if tests else targets[0]
+    found = []
+    for name in harness.tasks:
+        session.reporter.note(
+            f"loading the lm-eval task {name}: it measures selections for the target {target}"
+        )
+        found.append(HarnessTest(harness_test_name(name), target, HarnessTask(name, harness)))
+    return found
+
+
+def harness_test_name(task: str) -> str:
+    """What a task is called among tests, so that a test of the same name is another."""
+    return f"lm-eval-{task}"
 
 
 def read_tests(session: Session, sources: Mapping[str, str]) -> list[Test]:
@@ -76,7 +110,7 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
                 todo="Write for example less:rule=top; see 'siftune select --help' for the settings",
             )
         settings[name] = value if name in _TEXTS else _value(value, text)
-    make_recipe(settings, where=f"--methods {text}")
+    check_settings(make_recipe(settings, where=f"--methods {text}"))
     return method, settings
 
 

@@ -159,7 +159,9 @@ def _tell_short(session: Session, admitted: Admitted) -> None:
     if admitted.short:
         unit = "tokens" if admitted.wanted is None else "rows"
         why = ", ".join(f"{n:,} by {what}" for what, n in admitted.passed_over.items())
-        session.reporter.warn(f"the choice lacks {admitted.short:,} {unit} of its budget; rows passed over: {why}")
+        session.reporter.warn(
+            f"the choice lacks {admitted.short:,} {unit} of its budget; rows passed over: {why}"
+        )
 
 
 def _texts(session: Session, rows: np.ndarray) -> list[str]:

@@ -16,13 +16,24 @@ from typing import Any, Literal
 
 from siftune.datastore.manifest import versions
 from siftune.model.warmup import Row, default_batch
-from siftune.pipeline.arms import Test, check_methods, chosen_rows, read_tests, varies_with_seed
+from siftune.pipeline.arms import (
+    HarnessTest,
+    Test,
+    check_methods,
+    chosen_rows,
+    harness_test_name,
+    read_harness_tests,
+    read_tests,
+    varies_with_seed,
+)
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.proving import Prover, Trained
 from siftune.pipeline.rundir import anchored, locked, read_run_recipe
 from siftune.pipeline.session import Session
 from siftune.proof.comparison import Arm, compared
 from siftune.proof.evaluate import Measuring
+from siftune.proof.harness import Harness
+from siftune.proof.measures import MEASURES, DocumentScore, Measure
 from siftune.proof.show import sentence, write_comparison
 from siftune.proof.train import Training
 from siftune.records.budget import Budget
@@ -59,6 +70,7 @@ class Asked:
     also:     NAME -> file of rows that somebody else chose, in any format of a pool
     training: of PROOF_SETTINGS, those that differ from the run's; `batch` is decided from the rows where it is not given
     model:    another model to train than the run's, None = the run's
+    harness:  tasks of the lm-eval harness that measure the arms of the first test's target too
     """
 
     tests: Mapping[str, str]
@@ -70,6 +82,7 @@ class Asked:
     training: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
     measuring: Measuring = field(default_factory=Measuring)
+    harness: Harness | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,10 @@ def compare(path: Path | str, asked: Asked, *, reporter: Reporter | None = None)
     with locked(path):
         session = Session(path, recipe, reporter, recorded)
         session.log.event("compare", tests=dict(asked.tests), methods=list(asked.methods), keep=keeps)
-        tests = read_tests(session, asked.tests)
+        own = read_tests(session, asked.tests)
+        tests: list[Test | HarnessTest] = [*own]
+        if asked.harness is not None:
+            tests += read_harness_tests(session, asked.harness, own)
         rows = {
             (test.name, keep, text, seed): chosen_rows(session, text, keep, test.target, seed)
             for test in tests
@@ -109,8 +125,10 @@ def compare(path: Path | str, asked: Asked, *, reporter: Reporter | None = None)
         session.base = None  # another model may be the one that is trained
         prover = Prover(session, asked.model, asked.measuring)
         also = {name: prover.encoded(_examples(file, reporter), file) for name, file in asked.also.items()}
+        lora_targets = prover.lora_targets(asked.training.get("lora_targets"))
+        as_trained = session.recipe.with_settings({**asked.training, "lora_targets": lora_targets})
         plans: Plans = {
-            (test.name, keep, reading): _plans(session, prover, asked, test, keep, reading, rows, also)
+            (test.name, keep, reading): _plans(as_trained, prover, asked, test, keep, reading, rows, also)
             for test in tests
             for keep in keeps
             for reading in asked.readings
@@ -120,10 +138,10 @@ def compare(path: Path | str, asked: Asked, *, reporter: Reporter | None = None)
 
 
 def _plans(
-    session: Session,
+    recipe: Recipe,
     prover: Prover,
     asked: Asked,
-    test: Test,
+    test: Test | HarnessTest,
     keep: str,
     reading: Reading,
     rows: Mapping[tuple[str, str, str, int], list[int]],
@@ -131,8 +149,6 @@ def _plans(
 ) -> list[_Plan]:
     """The arms of one table: untrained, the methods, what is brought along, the full pool."""
     first = next(len(rows[key]) for key in rows if key[:3] == (test.name, keep, asked.methods[0]))
-    lora_targets = prover.lora_targets(asked.training.get("lora_targets"))
-    recipe = session.recipe.with_settings({**asked.training, "lora_targets": lora_targets})
     batch = asked.training.get("batch") or default_batch(first)
 
     def training(n_rows: int, seed: int) -> Training:
@@ -169,10 +185,10 @@ def _plans(
     return plans
 
 
-def _make_cells(prover: Prover, tests: Sequence[Test], plans: Plans) -> None:
+def _make_cells(prover: Prover, tests: Sequence[Test | HarnessTest], plans: Plans) -> None:
     """Train and measure what is missing: seed by seed, so that a comparison that is stopped early is even, and each training once."""
     by_name = {test.name: test for test in tests}
-    wanted: dict[str, tuple[Trained, list[Test]]] = {}
+    wanted: dict[str, tuple[Trained, list[Test | HarnessTest]]] = {}
     of_seeds = sorted(
         (
             (seed, trained, by_name[key[0]])
@@ -196,7 +212,7 @@ def _conclude(
     path: Path,
     prover: Prover,
     asked: Asked,
-    test: Test,
+    test: Test | HarnessTest,
     keeps: Sequence[str],
     plans: Plans,
 ) -> dict[str, Any]:
@@ -216,7 +232,7 @@ def _conclude(
                 )
                 for plan in plans[test.name, keep, reading]
             ]
-            values = compared(arms, subject=asked.methods[0])
+            values = compared(arms, asked.methods[0], _measures(test, arms))
             tables.append(
                 {
                     "keep": keep,
@@ -229,17 +245,38 @@ def _conclude(
     result = {
         "test": test.name,
         "target": test.target,
-        "file": test.source,
-        "n_rows": len(test.rows),
-        "rows": test.digest,
+        **_about(prover, test),
         "model": asked.model or prover.session.recipe.model,
         "training": dict(asked.training),
-        "measuring": prover.measuring.settings(),
         "versions": versions(),
         "tables": tables,
     }
     write_comparison(path / "proof" / test.name, result)
     return result
+
+
+def _about(prover: Prover, test: Test | HarnessTest) -> dict[str, Any]:
+    """What was measured, and how, as JSON values."""
+    if isinstance(test, HarnessTest):
+        return {
+            "file": f"lm-eval task {test.task.name}",
+            "n_rows": test.task.n_documents,
+            "rows": test.task.digest,
+            "measuring": test.task.settings,
+        }
+    return {
+        "file": test.source,
+        "n_rows": len(test.rows),
+        "rows": test.digest,
+        "measuring": prover.measuring.settings(),
+    }
+
+
+def _measures(test: Test | HarnessTest, arms: Sequence[Arm]) -> Sequence[Measure]:
+    if isinstance(test, Test):
+        return MEASURES
+    scores = [score for arm in arms for cell in arm.cells for score in cell.scores]
+    return test.task.measures([score for score in scores if isinstance(score, DocumentScore)])
 
 
 def readings_of(text: str) -> tuple[Reading, ...]:
@@ -279,12 +316,17 @@ def _examples(file: str, reporter: Reporter) -> list[Example]:
 
 def _checked(asked: Asked, recipe: Recipe) -> list[str]:
     """The budgets, once everything that was asked is known to be possible."""
-    if not asked.tests:
+    tasks = [harness_test_name(task) for task in asked.harness.tasks] if asked.harness else []
+    if not asked.tests and not tasks:
         raise SiftuneError("no test is given", where="--test", todo="Give held-out rows: --test NAME=FILE")
+    if len({*asked.tests, *tasks}) < len(asked.tests) + len(tasks):
+        raise SiftuneError(
+            "two tests or tasks have one name", where="--lm-eval", todo="Name each task once, tests otherwise"
+        )
     if not asked.methods:
         raise SiftuneError("no method is given", where="--methods", todo="For example --methods less,random")
     check_methods(asked.methods)
-    for name in [*asked.tests, *asked.also]:
+    for name in [*asked.tests, *tasks, *asked.also]:
         check_name(name, "test or a selection")
     taken = {FULL, UNTRAINED, *_methods(asked)}
     if clash := taken & set(asked.also):

@@ -16,11 +16,12 @@ from siftune.model.identity import model_digest
 from siftune.model.load import load_model, quiet_transformers
 from siftune.model.lora import adapter_on, target_names
 from siftune.model.warmup import Row
-from siftune.pipeline.arms import Test
+from siftune.pipeline.arms import HarnessTest, Test
 from siftune.pipeline.machine import device_of, pin
 from siftune.pipeline.session import Session
 from siftune.proof.cells import Cell, cell_file, read_cell, training_id, write_cell
-from siftune.proof.evaluate import Measuring, evaluate
+from siftune.proof.evaluate import Measuring, RowScore, evaluate
+from siftune.proof.measures import DocumentScore
 from siftune.proof.train import Training, train_on
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
@@ -123,11 +124,11 @@ class Prover:
         """Name something to train."""
         return Trained(training_id(self.facts, rows, training), rows, training, about)
 
-    def done(self, trained: Trained, test: Test) -> bool:
+    def done(self, trained: Trained, test: Test | HarnessTest) -> bool:
         """Is this cell there?"""
         return self._file(trained, test).exists()
 
-    def cells(self, trained: Trained, tests: Sequence[Test]) -> list[Cell]:
+    def cells(self, trained: Trained, tests: Sequence[Test | HarnessTest]) -> list[Cell]:
         """The cells of one training on several tests, made where they are missing."""
         missing = [test for test in tests if not self.done(trained, test)]
         if missing:
@@ -138,8 +139,12 @@ class Prover:
                     self._measure(model, trained, test, seconds)
         return [read_cell(self._file(trained, test)) for test in tests]
 
-    def _file(self, trained: Trained, test: Test) -> Path:
-        how = {"test": test.digest, **self.measuring.settings()}
+    def _file(self, trained: Trained, test: Test | HarnessTest) -> Path:
+        how = (
+            {"task": test.task.digest}
+            if isinstance(test, HarnessTest)
+            else {"test": test.digest, **self.measuring.settings()}
+        )
         return cell_file(self.session.path / "proof", test.name, trained.id, how)
 
     def _train(self, trained: Trained) -> tuple[Path | None, float]:
@@ -163,18 +168,34 @@ class Prover:
             write_json(folder / "about.json", {**self.facts, **trained.about})
         return adapter, time.perf_counter() - began
 
-    def _measure(self, model: Any, trained: Trained, test: Test, seconds: float) -> None:
-        recipe, began = self.session.recipe, time.perf_counter()
-        assert recipe.batch_tokens is not None
-        with self.session.reporter.bar(f"measuring on {test.name}", len(test.rows), "rows") as advance:
-            scores = evaluate(
-                model, self.encoder, test.rows, recipe.batch_tokens, self.measuring, on_rows=advance
-            )
+    def _measure(self, model: Any, trained: Trained, test: Test | HarnessTest, seconds: float) -> None:
+        began = time.perf_counter()
+        if isinstance(test, HarnessTest):
+            scores, measured = self._ask(model, test), {"lm_eval": test.task.settings}
+        else:
+            scores, measured = self._scores(model, test), {"test_file": test.source}
         about = {
             **trained.about,
             "training": trained.id,
-            "test_file": test.source,
+            **measured,
             "seconds_training": round(seconds, 1),
             "seconds_measuring": round(time.perf_counter() - began, 1),
         }
         write_cell(self._file(trained, test), Cell(test.name, about, scores))
+
+    def _scores(self, model: Any, test: Test) -> list[RowScore]:
+        batch_tokens = self.session.recipe.batch_tokens
+        assert batch_tokens is not None
+        with self.session.reporter.bar(f"measuring on {test.name}", len(test.rows), "rows") as advance:
+            return evaluate(model, self.encoder, test.rows, batch_tokens, self.measuring, on_rows=advance)
+
+    def _ask(self, model: Any, test: HarnessTest) -> list[DocumentScore]:
+        reporter, batch_tokens = self.session.reporter, self.session.recipe.batch_tokens
+        assert batch_tokens is not None
+        with reporter.bar(f"measuring on {test.name}", None, "requests") as advance:
+            scores, n_cut = test.task.measure(model, self.encoder, batch_tokens, on_requests=advance)
+        if n_cut:
+            reporter.warn(
+                f"{test.name}: {n_cut:,} prompts are longer than the model takes and lost their start"
+            )
+        return scores

@@ -56,7 +56,7 @@ def run(
     asked = anchored(recipe)
     recipe = merged(recorded, asked) if recorded else asked
     recipe = _with_one_budget(recipe, {"keep": asked.keep, "drop_worst": asked.drop_worst})
-    _check_complete(recipe, until)
+    _check_complete(recipe, until, asked.target)
     with locked(out):
         if recorded is None:
             recipe = _settled(recipe, reporter)
@@ -94,12 +94,10 @@ def score(
     path = Path(path)
     recorded = read_run_recipe(path)
     asked = dict(settings or {})
-    recipe = anchored(
-        _with_one_budget(recorded.with_settings({**asked, "target": dict(target)}), asked)
-    )
+    recipe = anchored(_with_one_budget(recorded.with_settings({**asked, "target": dict(target)}), asked))
     if not target:
         raise SiftuneError("no target is given", where="target", todo="Give the rows: --target NAME=FILE")
-    _check_complete(recipe, "selection")
+    _check_complete(recipe, "selection", target)
     with locked(path):
         session = Session(path, recipe, reporter or Reporter(), recorded)
         session.log.event("score", target=dict(target), keep=recipe.keep)
@@ -216,8 +214,11 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _check_complete(recipe: Recipe, until: Stage) -> None:
-    """What must be given for the stages asked for, checked before any work."""
+def _check_complete(recipe: Recipe, until: Stage, targets: Iterable[str]) -> None:
+    """What must be given for the stages asked for, checked before any work.
+
+    targets: those that are asked for now; all of the run's where empty
+    """
     if recipe.model is None:
         raise SiftuneError(
             "no model is given", where="model", todo="Give a model folder or hub id: --model M"
@@ -240,7 +241,7 @@ def _check_complete(recipe: Recipe, until: Stage) -> None:
         raise SiftuneError("no target is given", where="target", todo="Give the rows: --target NAME=FILE")
     if until == "selection":
         _check_keep(recipe)
-        _check_name(recipe, list(recipe.target))
+        _check_name(recipe, list(targets) or list(recipe.target))
 
 
 def _with_one_budget(recipe: Recipe, asked: Mapping[str, Any]) -> Recipe:

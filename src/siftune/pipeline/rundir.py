@@ -53,7 +53,9 @@ def anchored(recipe: Recipe) -> Recipe:
             os.path.abspath(os.path.expanduser(path)) if path and Path(path).expanduser().exists() else path
         )
 
-    changes: dict[str, Any] = {name: whole(getattr(recipe, name)) for name in ("model", "adapter", "adopt", "encoder")}
+    changes: dict[str, Any] = {
+        name: whole(getattr(recipe, name)) for name in ("model", "adapter", "adopt", "encoder")
+    }
     if recipe.adopt and not recipe.model:
         changes["model"] = whole(_base_of(Path(recipe.adopt)))
     changes["target"] = {name: whole(source) for name, source in recipe.target.items()}

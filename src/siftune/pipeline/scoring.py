@@ -6,6 +6,7 @@ import json
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from siftune.datastore.index import read_index, usable_rows
 from siftune.datastore.store import Datastore
@@ -23,6 +24,7 @@ from siftune.records.files import read_json
 from siftune.records.plain import text_of
 from siftune.records.recipe import Method
 from siftune.selection.rules import Scores, scores_of
+from siftune.selection.selection import may_be_chosen
 
 TARGETED: tuple[Method, ...] = ("less", "rds+", "embed", "bm25", "ltd")
 """Methods that ask about a target; the others score the pool alone."""
@@ -53,7 +55,7 @@ def answer_of(session: Session, target: Target | None) -> Answer:
         return Answer(scores_of(influence_N_V, target.subtask_V, rule), influence_N_V)
     if recipe.method == "ltd":
         assert target is not None
-        score_N = _ltd(session, target, index["n_tokens"].to_numpy(), usable_N)
+        score_N = _ltd(session, target, index, usable_N)
     elif recipe.method == "length":
         score_N = length_scores(index["n_trained"].to_numpy())
     else:
@@ -98,14 +100,16 @@ def _influence(session: Session, target: Target) -> np.ndarray:
     return vector_influence(vector_store(session), session.target_vectors(target))
 
 
-def _ltd(session: Session, target: Target, n_tokens_N: np.ndarray, usable_N: np.ndarray) -> np.ndarray:
-    recipe = session.recipe
+def _ltd(session: Session, target: Target, index: pa.Table, usable_N: np.ndarray) -> np.ndarray:
+    """An exact duplicate that can't be chosen must not cover what it repeats: it isn't looked at and scores as that does."""
+    recipe, n_tokens_N = session.recipe, index["n_tokens"].to_numpy()
+    may_N = may_be_chosen(index, np.where(usable_N, 0.0, np.nan), repeats=recipe.repeats)
     store = vector_store(session)
     vectors_N_D = np.concatenate([store.features(shard) for shard in store.plan.shards])
-    vectors_N_D[~usable_N] = np.nan
+    vectors_N_D[~may_N] = np.nan
     shortest_first = np.sort(n_tokens_N[usable_N]).tolist()
     assert recipe.keep is not None
-    return ltd_scores(
+    score_N = ltd_scores(
         vectors_N_D,
         session.target_vectors(target),
         family_N=_family(session, recipe.family) if recipe.family else None,
@@ -115,6 +119,12 @@ def _ltd(session: Session, target: Target, n_tokens_N: np.ndarray, usable_N: np.
         count=Budget.parse(recipe.keep).rows(shortest_first, len(shortest_first)),
         seed=recipe.seed,
     ).score_N
+    fingerprints, first = index["fingerprint"].to_pylist(), {}
+    for row in np.flatnonzero(usable_N).tolist():
+        original = first.setdefault(fingerprints[row], row)
+        if not may_N[row]:
+            score_N[row] = score_N[original]
+    return score_N
 
 
 def parse_family(text: str) -> tuple[str, str]:
@@ -138,7 +148,8 @@ def _values(session: Session, column: str) -> list[str | None]:
     for shard in session.pool.plan.shards:
         table = session.pool.table(shard, ["source", "columns"])
         for source, columns in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            found = source if column == "source" else (json.loads(columns) if columns else {}).get(column)
+            row = json.loads(columns) if columns else {}  # of a row that can't be read: its text
+            found = source if column == "source" else row.get(column) if isinstance(row, dict) else None
             values.append(None if found is None else str(found))
     return values
 

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from siftune.pipeline.handover import trainer_lines
 from siftune.pipeline.run import RunResult
-from siftune.proof.show import against, measured, table_title, with_interval
+from siftune.proof.measures import measured
+from siftune.proof.show import against, table_title, with_interval
 from siftune.records.text import shown
 from siftune.selection.selection import Selection
 
@@ -95,7 +96,7 @@ def show_comparison(run: Path, results: Mapping[str, Mapping[str, Any]]) -> None
     for name, result in results.items():
         for table in result["tables"]:
             console.print(_comparison_table(name, table))
-            console.print(escape(table["sentence"]), soft_wrap=True)
+            console.print(escape(shown(table["sentence"])), soft_wrap=True)
         folder = run / "proof" / name
         console.print(f"figures        {escape(str(folder / 'comparison.json'))}", soft_wrap=True)
         console.print(f"table, plot    {escape(str(folder / 'comparison.md'))}", soft_wrap=True)
@@ -113,7 +114,7 @@ def show_check(result: CheckResult) -> None:
 def _comparison_table(name: str, values: Mapping[str, Any]) -> Table:
     measures = measured(values["arms"])
     table = Table(
-        title=f"{name}: {table_title(values)}",
+        title=escape(shown(f"{name}: {table_title(values)}")),
         title_justify="left",
         caption="95 % intervals over seeds and test rows; ✓ better, ✗ worse, ≈ no significant difference to random",
         caption_justify="left",

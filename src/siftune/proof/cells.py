@@ -16,6 +16,7 @@ import numpy as np
 
 from siftune.model.warmup import Row
 from siftune.proof.evaluate import RowScore
+from siftune.proof.measures import DocumentScore, Score
 from siftune.proof.train import Training
 from siftune.records.files import digest_of, read_json, write_json
 
@@ -43,7 +44,7 @@ class Cell:
 
     test: str
     about: dict[str, Any]
-    scores: list[RowScore]
+    scores: Sequence[Score]
 
 
 def cell_file(proof: Path, test: str, training: str, measured: Mapping[str, Any]) -> Path:
@@ -59,4 +60,5 @@ def write_cell(file: Path, cell: Cell) -> None:
 def read_cell(file: Path) -> Cell:
     """Read a cell; SiftuneError where it is broken."""
     found = read_json(file)
-    return Cell(found["test"], found["about"], [RowScore(**score) for score in found["scores"]])
+    scores = [DocumentScore(**score) if "values" in score else RowScore(**score) for score in found["scores"]]
+    return Cell(found["test"], found["about"], scores)

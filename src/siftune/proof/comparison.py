@@ -6,42 +6,15 @@ all arms); a difference is paired over test rows. Where its interval holds 0 the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from siftune.proof.cells import Cell
-from siftune.proof.evaluate import RowScore
+from siftune.proof.measures import MEASURES, Measure
 from siftune.proof.statistics import difference_of, interval_of, spread_of
-
-
-@dataclass(frozen=True)
-class Measure:
-    """Something measured on each test row: its word, whether more is better, and the value (None: not measured on that row)."""
-
-    name: str
-    words: str
-    more_is_better: bool
-    value: Callable[[RowScore], float | None]
-
-    def show(self, value: float) -> str:
-        """A value as people read it: losses in nats, shares in per cent."""
-        return f"{value:.3f}" if "loss" in self.name else f"{100 * value:.1f} %"
-
-
-def _share(value: bool | float | None) -> float | None:
-    return None if value is None else float(value)
-
-
-MEASURES = (
-    Measure("loss", "loss on the gold answer", False, lambda score: score.loss),
-    Measure("choice_loss", "loss among the options", False, lambda score: score.choice_loss),
-    Measure("accuracy", "accuracy among the options", True, lambda score: _share(score.correct)),
-    Measure("exact", "exact match", True, lambda score: _share(score.exact)),
-    Measure("f1", "token F1", True, lambda score: _share(score.f1)),
-)
 
 
 @dataclass(frozen=True)
@@ -61,26 +34,32 @@ class Arm:
     cells: list[Cell]
 
 
-def compared(arms: Sequence[Arm], subject: str, seed: int = 0) -> list[dict[str, Any]]:
+def compared(
+    arms: Sequence[Arm], subject: str, measures: Sequence[Measure] = MEASURES, seed: int = 0
+) -> list[dict[str, Any]]:
     """The arms with their figures, as JSON values, in the order given.
 
-    subject: the name of the arm that the others are compared with. Each arm gets, per measure, mean, low, high, spread (over
-    seeds), n, and its difference to `random` and to the subject (mean, low, high, significant; better = in the good direction).
+    subject: the name of the arm that the others are compared with. Each arm gets, per measure, how it is shown (words,
+    more_is_better, unit), mean, low, high, spread (over seeds), n, and its difference to `random` and to the subject (mean, low,
+    high, significant; better = in the good direction).
     """
-    values = {id(arm): {m.name: _values(arm, m) for m in MEASURES} for arm in arms}
+    values = {id(arm): {m.name: _values(arm, m) for m in measures} for arm in arms}
     reference = {
         what: next((a for a in arms if a.name == name), None)
         for what, name in (("random", "random"), ("subject", subject))
     }
     found = []
     for arm in arms:
-        measures: dict[str, Any] = {}
-        for measure in MEASURES:
+        entries: dict[str, Any] = {}
+        for measure in measures:
             values_S_R = values[id(arm)][measure.name]
             if values_S_R is None:
                 continue
             interval = interval_of(values_S_R, seed)
             entry: dict[str, Any] = {
+                "words": measure.words,
+                "more_is_better": measure.more_is_better,
+                "unit": measure.unit,
                 "mean": interval.mean,
                 "low": interval.low,
                 "high": interval.high,
@@ -93,7 +72,7 @@ def compared(arms: Sequence[Arm], subject: str, seed: int = 0) -> list[dict[str,
                 )
                 if other_S_R is not None:
                     entry[f"against_{what}"] = _difference(values_S_R, other_S_R, measure, seed)
-            measures[measure.name] = entry
+            entries[measure.name] = entry
         found.append(
             {
                 "name": arm.name,
@@ -102,7 +81,7 @@ def compared(arms: Sequence[Arm], subject: str, seed: int = 0) -> list[dict[str,
                 "n_tokens": arm.n_tokens,
                 "steps": arm.steps,
                 "seeds": arm.seeds,
-                "measures": measures,
+                "measures": entries,
             }
         )
     return found

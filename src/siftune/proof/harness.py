@@ -10,32 +10,24 @@ The loss on the gold answer is not measured here.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
-import logging
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from siftune.chat.encoder import ChatEncoder, default_template
-from siftune.model.load import quiet_transformers
+from siftune.chat.encoder import ChatEncoder
+from siftune.proof.harness_model import SEED, answerer, lm_eval_module, quiet_harness, seeded
 from siftune.proof.measures import DocumentScore, Measure
-from siftune.proof.prompts import Prompts
 from siftune.records.errors import SiftuneError
 from siftune.records.files import digest_of
 
 if TYPE_CHECKING:
     from torch import nn
-
-# The harness's own.
-_SEED = 1234
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,7 @@ class Harness:
     """Which tasks are measured, and how.
 
     tasks:         names of tasks, groups or tags
-    folder:        a folder with YAML files of more tasks, None = the harness's own alone. A `!function` in them runs the
+    folder:        a folder with YAML files of more tasks, looked at first; None = the harness's own alone. A `!function` in them runs the
                    Python file that it names, as in the harness
     chat_template: put what the harness asks into the model's chat template, few-shot examples as turns
     limit:         the first documents of each task alone, None = all
@@ -53,6 +45,23 @@ class Harness:
     folder: Path | None = None
     chat_template: bool = True
     limit: int | None = None
+
+
+def harness_of(
+    tasks: Sequence[str], folder: str | None, chat_template: bool, limit: int | None
+) -> Harness | None:
+    """What the command line asks for; None without a task. SiftuneError for a limit of nothing, or settings of no task."""
+    if not tasks:
+        if folder or limit:
+            raise SiftuneError(
+                "no task is named", where="--lm-eval-tasks, --lm-eval-limit", todo="Name them: --lm-eval TASK"
+            )
+        return None
+    if limit is not None and limit < 1:
+        raise SiftuneError(
+            "is no number of documents", where=f"--lm-eval-limit {limit}", todo="Give at least 1"
+        )
+    return Harness(tuple(tasks), Path(folder) if folder else None, chat_template, limit)
 
 
 class HarnessTask:
@@ -99,13 +108,11 @@ class HarnessTask:
         batch_tokens: padded tokens of a batch
         on_requests: told the number of requests just answered (an option is one, a generated text is one)
         """
-        from lm_eval.evaluator import evaluate
-
-        with _quiet(), _seeded():
-            lm = _answerer(model, encoder, batch_tokens, on_requests)
+        with quiet_harness(), seeded():
+            lm = answerer(model, encoder, batch_tokens, on_requests)
             for task in self._tasks.values():
-                task.set_fewshot_seed(seed=_SEED)
-            found = evaluate(
+                task.set_fewshot_seed(seed=SEED)
+            found = lm_eval_module("evaluator").evaluate(
                 lm=lm,
                 task_dict={"tasks": self._tasks},
                 limit=self._harness.limit,
@@ -113,7 +120,6 @@ class HarnessTask:
                 apply_chat_template=self._harness.chat_template,
                 fewshot_as_multiturn=self._harness.chat_template,
             )
-        assert found is not None
         values: dict[str, dict[str, float]] = {}
         for task, samples in found["samples"].items():
             for sample in samples:
@@ -143,22 +149,20 @@ def _measure_name(metric: str, how: str) -> str:
 
 def _load(name: str, harness: Harness) -> dict[str, Any]:
     """The leaf tasks of a name, ready to be asked."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ModuleNotFoundError as error:
-        if error.name != "lm_eval":
-            raise
+    if find_spec("lm_eval") is None:
         raise SiftuneError(
             "lm-eval is not installed", where="--lm-eval", todo="pip install 'siftune[lm-eval]'"
-        ) from error
+        )
     if harness.folder is not None and not harness.folder.is_dir():
         raise SiftuneError(
             "there is no such folder",
             where=f"--lm-eval-tasks {harness.folder}",
             todo="Give the folder that holds the tasks' YAML files",
         )
-    with _quiet(), _seeded():
-        manager = TaskManager(include_path=None if harness.folder is None else str(harness.folder))
+    with quiet_harness(), seeded():
+        manager = _manager(harness.folder)
+        if name not in manager.all_tasks:
+            manager = _manager(None)
         if name not in manager.all_tasks:
             raise _unusable(name, "the harness knows no such task", "See 'lm-eval ls tasks' for the names")
         try:
@@ -179,10 +183,18 @@ def _load(name: str, harness: Harness) -> dict[str, Any]:
     return tasks
 
 
+@lru_cache
+def _manager(folder: Path | None) -> Any:
+    """The tasks of a folder, or the harness's own, of which reading the thousands of files takes a while."""
+    manager = lm_eval_module("tasks").TaskManager
+    if folder is None:
+        return manager()
+    return manager(include_path=str(folder), include_defaults=False)
+
+
 def _means(task: Any) -> dict[str, bool | None]:
     """The metrics that are means over documents, and whether more is better."""
-    from lm_eval.api.metrics import mean
-
+    mean = lm_eval_module("api.metrics").mean
     direction = task.higher_is_better()
     return {metric: direction.get(metric) for metric, over in task.aggregation().items() if over is mean}
 
@@ -210,99 +222,7 @@ def _as_text(value: Any) -> str:
 
 
 def _version() -> str:
-    from importlib.metadata import version
-
     return version("lm_eval")
-
-
-def _answerer(
-    model: nn.Module, encoder: ChatEncoder, batch_tokens: int, on_requests: Callable[[int], None]
-) -> Any:
-    """The model as the harness asks it: batches by tokens, progress told, prompts that don't fit counted in `n_cut`."""
-    from lm_eval.api.model import CacheHook
-    from lm_eval.models.huggingface import HFLM
-
-    class Hook(CacheHook):
-        """Called by the harness with every answer."""
-
-        def add_partial(self, attr: str, req: Any, res: Any) -> None:
-            on_requests(1)
-
-    class Answerer(HFLM):
-        n_cut = 0
-
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-            # the last token is predicted, never read
-            self._fit([len(self.tok_encode(r.args[0] + r.args[1])) - 1 for r in requests], self.max_length)
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-            longest_answer = max(r.args[1].get("max_gen_toks", self.max_gen_toks) for r in requests)
-            if longest_answer >= self.max_length:
-                raise SiftuneError(
-                    f"an answer of {longest_answer} tokens leaves no room in the model's {self.max_length} positions",
-                    where="--lm-eval",
-                    todo="Leave the task out",
-                )
-            lengths = [len(self.tok_encode(r.args[0])) + longest_answer for r in requests]
-            self._fit(lengths, self.max_length)
-            return super().generate_until(requests, disable_tqdm=disable_tqdm)
-
-        def _fit(self, lengths: list[int], room: int) -> None:
-            self.n_cut += sum(length > room for length in lengths)
-            self.batch_size_per_gpu = max(1, batch_tokens // min(max(lengths), room))
-
-    lm = Answerer(pretrained=model, tokenizer=_tokenizer(encoder))  # pyright: ignore[reportArgumentType]
-    lm.set_cache_hook(Hook(None))
-    return lm
-
-
-def _tokenizer(encoder: ChatEncoder) -> Any:
-    """A copy of the tokenizer for the harness, which changes it: with the template of the training, ending as its turns end."""
-    own = encoder._tokenizer
-    tokenizer = copy.deepcopy(own)
-    if not own.chat_template:
-        tokenizer.chat_template = default_template(own)
-    ends = Prompts(own).end_ids - {own.eos_token_id}
-    if len(ends) == 1:
-        tokenizer.eos_token = own.convert_ids_to_tokens(ends.pop())
-    return tokenizer
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """The random states that the harness's command line sets, put back afterwards: tasks shuffle options and sample answers."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        random.seed(0)
-        np.random.seed(_SEED)
-        torch.manual_seed(_SEED)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The harness's log lines and bars off: siftune tells what matters."""
-    import datasets
-    import lm_eval.api.task as requests
-
-    logger, bars_off = logging.getLogger("lm_eval"), datasets.are_progress_bars_disabled()
-    level, bar = logger.level, requests.tqdm
-    logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    requests.tqdm = lambda items, **_: items  # the bar has no switch of its own
-    try:
-        with quiet_transformers():
-            yield
-    finally:
-        requests.tqdm = bar
-        logger.setLevel(level)
-        if not bars_off:
-            datasets.enable_progress_bars()
 
 
 def _unusable(name: str, why: str, todo: str = "Leave it out") -> SiftuneError:

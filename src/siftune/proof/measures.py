@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from siftune.proof.evaluate import RowScore
 
@@ -48,3 +49,12 @@ MEASURES = (
     Measure("f1", "token F1", True, "share"),
 )
 """What siftune's own test rows have. The first is what the sentence of a comparison tells."""
+
+
+def measured(arms: Sequence[dict[str, Any]]) -> list[Measure]:
+    """The measures of a table's arms (comparison.py), in their order."""
+    found: dict[str, Measure] = {}
+    for arm in arms:
+        for name, entry in arm["measures"].items():
+            found.setdefault(name, Measure(name, entry["words"], entry["more_is_better"], entry["unit"]))
+    return list(found.values())

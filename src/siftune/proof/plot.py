@@ -5,7 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from siftune.proof.comparison import MEASURES, Measure
+from siftune.proof.measures import Measure, measured
+from siftune.records.text import shown
 
 LINE, LEFT, PANEL, GAP, TOP = 24, 190, 260, 40, 64
 STYLE = (
@@ -17,23 +18,24 @@ STYLE = (
 
 def dots(title: str, arms: list[dict[str, Any]]) -> str:
     """The arms of a comparison as SVG text. The dashed line is the mean of random."""
-    measures = [m for m in MEASURES if any(m.name in arm["measures"] for arm in arms)]
+    title = escape(shown(title))
+    measures = measured(arms)
     width = LEFT + len(measures) * (PANEL + GAP)
     height = TOP + LINE * len(arms) + 40
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">',
-        f"<title>{escape(title)}</title><style>{STYLE}</style>",
-        f'<text class="t" x="8" y="20">{escape(title)}</text>',
+        f"<title>{title}</title><style>{STYLE}</style>",
+        f'<text class="t" x="8" y="20">{title}</text>',
     ]
     for row, arm in enumerate(arms):
         name = arm["name"] + (f" ({arm['n_rows']:,} rows)" if arm["n_rows"] else "")
-        parts.append(f'<text x="8" y="{TOP + LINE * row + 4}">{escape(_short(name))}</text>')
+        parts.append(f'<text x="8" y="{TOP + LINE * row + 4}">{escape(_short(shown(name)))}</text>')
     for place, measure in enumerate(measures):
         parts += _panel(LEFT + place * (PANEL + GAP), measure, arms)
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _panel(left: float, measure: Measure, arms: list[dict[str, Any]]) -> list[str]:
+def _panel(left: int, measure: Measure, arms: list[dict[str, Any]]) -> list[str]:
     entries = [arm["measures"].get(measure.name) for arm in arms]
     known = [e for e in entries if e is not None]
     low = min(e["mean"] if e["low"] is None else e["low"] for e in known)

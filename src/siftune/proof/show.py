@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from siftune.proof.comparison import MEASURES, Measure
+from siftune.proof.measures import Measure, measured
 from siftune.proof.plot import dots
 from siftune.records.files import write_json, write_text
+from siftune.records.text import shown
+
+_MARKS = re.compile(r"[\\`*<>|~]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|&(?=#?\w+;)")
+"""Characters that Markdown would take for its own."""
 
 
 def write_comparison(folder: Path, result: Mapping[str, Any]) -> None:
@@ -19,6 +24,8 @@ def write_comparison(folder: Path, result: Mapping[str, Any]) -> None:
         name = "comparison.svg" if number == 1 else f"comparison-{number}.svg"
         write_text(folder / name, dots(f"{result['test']}: {table_title(table)}", table["arms"]))
         plots.append(name)
+    for left in set(folder.glob("comparison*.svg")) - {folder / name for name in plots}:
+        left.unlink()  # of an earlier comparison with more tables
     write_text(folder / "comparison.md", markdown(result, plots))
 
 
@@ -32,21 +39,26 @@ def markdown(result: Mapping[str, Any], plots: list[str]) -> str:
     lines = [f"# {result['test']}: what the choice is worth", ""]
     for table, plot in zip(result["tables"], plots, strict=True):
         lines += [
-            f"## {table_title(table)}",
+            f"## {literal(table_title(table))}",
             "",
-            table["sentence"],
+            literal(table["sentence"]),
             "",
             *table_lines(table),
             "",
-            f"![{table['sentence']}]({plot})",
+            f"![the same as a plot]({plot})",
             "",
         ]
     lines += [
-        f"{result['n_rows']} test rows ({result['file']}), model {result['model']}. Mean over seeds and rows [95 % interval by bootstrap over"
+        f"{result['n_rows']} test rows ({literal(result['file'])}), model {literal(result['model'])}. Mean over seeds and rows [95 % interval by bootstrap over"
         " both]. Differences are paired over test rows; one whose interval holds 0 is marked ≈: no significant difference.",
         "",
     ]
     return "\n".join(lines)
+
+
+def literal(text: str) -> str:
+    """Text that says the same in Markdown as it does outside: names may hold anything."""
+    return _MARKS.sub(r"\\\g<0>", shown(text))
 
 
 def table_lines(table: Mapping[str, Any]) -> list[str]:
@@ -64,18 +76,14 @@ def table_lines(table: Mapping[str, Any]) -> list[str]:
                 if entry is None
                 else [with_interval(entry, measure), against(entry.get("against_random"), measure)]
             )
-        name = f"**{arm['name']}**" if arm["name"] == table["subject"] else arm["name"]
+        name = literal(arm["name"])
+        name = f"**{name}**" if arm["name"] == table["subject"] else name
         lines.append(
             f"| {name} | {arm['n_rows']:,} | {arm['steps']:,} | {len(arm['seeds'])} | "
             + " | ".join(cells)
             + " |"
         )
     return lines
-
-
-def measured(arms: list[dict[str, Any]]) -> list[Measure]:
-    """The measures that some arm has."""
-    return [m for m in MEASURES if any(m.name in arm["measures"] for arm in arms)]
 
 
 def with_interval(entry: Mapping[str, Any], measure: Measure) -> str:
@@ -100,10 +108,13 @@ def against(difference: Mapping[str, Any] | None, measure: Measure) -> str:
 
 
 def sentence(arms: Sequence[dict[str, Any]], subject: str, test: str) -> str:
-    """What came out, in words: the subject against random, the full pool, the other methods and the untrained model."""
+    """What came out, in words: the subject against random, the full pool, the other methods and the untrained model.
+
+    It tells the first measure: the loss, or a harness task's first metric.
+    """
     own = next(arm for arm in arms if arm["name"] == subject)
     parts = [f"{test}: {subject}{_at(own)} ({own['n_rows']:,} rows)"]
-    measure = MEASURES[0]
+    measure = measured(arms)[0]
     entry = own["measures"][measure.name]
     parts.append(f"{measure.words} {with_interval(entry, measure)}")
     verdicts: dict[str, list[str]] = {

@@ -59,7 +59,10 @@ def _as_budget_text(value: Any) -> str:
 
 
 def _as_part_text(value: Any) -> str:
-    part = Budget.parse(value if isinstance(value, str) else str(value))
+    try:
+        part = Budget.parse(value if isinstance(value, str) else str(value))
+    except SiftuneError as error:
+        raise ValueError(f"it {error.what.removeprefix(repr(value)).strip()}") from error
     if part.kind != "percent" or part.amount >= 100:
         raise ValueError("write a per cent below 100, like 10%")
     return str(part)
