@@ -68,6 +68,7 @@ def keep_results(run: Path, folder: Path, tasks: tuple[str, ...] = TASKS) -> Non
 
 def stamp() -> dict[str, Any]:
     """Date and commit of a result."""
+
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", *arguments], cwd=HERE, capture_output=True, text=True, check=True

@@ -26,7 +26,7 @@ from siftune.cli import app
 from siftune.model.load import load_model
 from siftune.model.lora import adapter_on
 from siftune.pipeline import proving
-from siftune.pipeline.comparing import Asked, compare, readings_of
+from siftune.pipeline.comparing import Comparison, compare, readings_of
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.run import run, score, select
 from siftune.proof.evaluate import LIKELIHOOD, Measuring
@@ -72,8 +72,8 @@ def done(given: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def asked(exam: str) -> Asked:
-    return Asked(
+def asked(exam: str) -> Comparison:
+    return Comparison(
         tests={"sums": exam},
         methods=("less", "bm25"),
         seeds=2,
@@ -84,7 +84,7 @@ def asked(exam: str) -> Asked:
 
 
 @pytest.fixture(scope="module")
-def compared(done: Path, asked: Asked, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compared(done: Path, asked: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the run with a finished comparison; tests below may add to it, never change what it has."""
     out = shutil.copytree(done, tmp_path_factory.mktemp("compared") / "run")
     compare(out, asked, reporter=QUIET)
@@ -111,9 +111,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return began
 
 
-def small(exam: str, *methods: str, **changes: Any) -> Asked:
+def small(exam: str, *methods: str, **changes: Any) -> Comparison:
     whole: dict[str, Any] = {"tests": {"sums": exam}, "methods": methods or ("less",), "seeds": 1}
-    return Asked(**{**whole, "training": TRAINING, "measuring": LIKELIHOOD, **changes})
+    return Comparison(**{**whole, "training": TRAINING, "measuring": LIKELIHOOD, **changes})
 
 
 def read(path: Path, test: str = "sums") -> dict[str, Any]:
@@ -268,12 +268,12 @@ def test_cut_off_anywhere_and_gone_on_with_gives_the_same_bytes(
 
 
 def test_going_on_trains_only_what_is_new(
-    copy: Path, compared: Path, asked: Asked, trained: list[str]
+    copy: Path, compared: Path, asked: Comparison, trained: list[str]
 ) -> None:
     out, before = copy, digests(copy, "proof")
     compare(out, asked, reporter=QUIET)
     assert (digests(out, "proof"), trained) == (before, [])
-    more = Asked(
+    more = Comparison(
         **{**vars(asked), "methods": ("less", "length", "less:rule=round-robin"), "readings": ("steps",)}
     )
     compare(out, more, reporter=QUIET)
@@ -285,7 +285,7 @@ def test_going_on_trains_only_what_is_new(
     old = {arm["name"]: arm for arm in read(compared)["tables"][0]["arms"]}
     for name in ("untrained", "less", "random", "full pool"):
         assert arms[name] == old[name]
-    compare(out, Asked(**{**vars(more), "measuring": LIKELIHOOD, "seeds": 1}), reporter=QUIET)
+    compare(out, Comparison(**{**vars(more), "measuring": LIKELIHOOD, "seeds": 1}), reporter=QUIET)
     assert len(trained) == 2  # measured in another way, trained no more
     assert "exact" not in read(out)["tables"][0]["arms"][0]["measures"]
 
@@ -416,7 +416,7 @@ def test_what_cannot_be_is_refused_before_any_training(
     with pytest.raises(SiftuneError, match=said):
         compare(
             done,
-            small(exam, **changes) if "methods" not in changes else Asked(**{**vars(small(exam)), **changes}),
+            small(exam, **changes) if "methods" not in changes else Comparison(**{**vars(small(exam)), **changes}),
             reporter=QUIET,
         )
     assert trained == []
@@ -483,7 +483,7 @@ def invoked(*arguments: str) -> Any:
 
 
 def test_the_command_line_compares_checks_and_leaves_out(
-    compared: Path, asked: Asked, exam: str, trained: list[str]
+    compared: Path, asked: Comparison, exam: str, trained: list[str]
 ) -> None:
     command = [
         "compare",

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from pipeline_helpers import LASTING, digests, target_rows, write_inputs, write_rows
-from siftune.pipeline.comparing import Asked, compare
+from siftune.pipeline.comparing import Comparison, compare
 from siftune.pipeline.run import run
 from siftune.records.recipe import make_recipe
 
@@ -101,7 +101,7 @@ def test_a_comparison_killed_in_a_training_ends_with_the_bytes_of_an_undisturbed
     out, whole = tmp_path / "run", tmp_path / "undisturbed"
     run(make_recipe({**given, "method": "bm25"}), out)
     shutil.copytree(out, whole)
-    compare(whole, Asked(tests={"sums": test}, methods=("bm25",), seeds=1))
+    compare(whole, Comparison(tests={"sums": test}, methods=("bm25",), seeds=1))
     command = ["compare", str(out), "--test", f"sums={test}", "--methods", "bm25", "--seeds", "1"]
     moment = "proof/trained/*/checkpoints/.trainer/checkpoint-*"
     assert killed_at(moment, start_command(*command), out)
@@ -123,7 +123,7 @@ def test_ctrl_c_says_how_to_go_on(given: dict[str, Any], tmp_path: Path) -> None
     recipe_file.write_text(yaml.safe_dump(given), encoding="utf-8")
     out = tmp_path / "run"
     process = start(recipe_file, out)
-    while process.poll() is None and not any(out.glob("datastore/less/1/*.safetensors")):
+    while process.poll() is None and not (out / "checkpoints" / "1").exists():
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     text, _ = process.communicate(timeout=SECONDS)

@@ -20,7 +20,7 @@ from model_helpers import tiny_model, tiny_tokenizer
 from pipeline_helpers import recipe, target_rows, write_inputs, write_rows
 from siftune.chat.encoder import ChatEncoder
 from siftune.pipeline import proving
-from siftune.pipeline.comparing import Asked, compare
+from siftune.pipeline.comparing import Comparison, compare
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.run import run
 from siftune.proof import harness
@@ -275,7 +275,7 @@ def test_a_comparison_measures_its_arms_on_a_task_too(tasks, tmp_path, monkeypat
     run(recipe(settings, method="length"), path, reporter=Reporter(quiet=True))
     test = str(write_rows(tmp_path / "test.jsonl", target_rows(4, seed=5)))
     on_task = Harness(["tiny_choice"], tasks)
-    asked = Asked(
+    asked = Comparison(
         tests={"sums": test},
         methods=("length",),
         seeds=1,
@@ -307,7 +307,7 @@ def test_a_comparison_measures_its_arms_on_a_task_too(tasks, tmp_path, monkeypat
     monkeypatch.setattr(proving, "train_on", never)
     monkeypatch.setattr(HarnessTask, "measure", never)
     again = compare(
-        path, Asked(tests={}, methods=("length",), seeds=1, training={"epochs": 1}, harness=on_task)
+        path, Comparison(tests={}, methods=("length",), seeds=1, training={"epochs": 1}, harness=on_task)
     )
     assert list(again) == ["lm-eval-tiny_choice"]
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == files
@@ -316,6 +316,6 @@ def test_a_comparison_measures_its_arms_on_a_task_too(tasks, tmp_path, monkeypat
 def test_two_of_one_name_are_refused(tmp_path):
     settings = write_inputs(tmp_path)
     run(recipe(settings, method="length"), tmp_path / "run", until="pool", reporter=Reporter(quiet=True))
-    asked = Asked(tests={}, harness=Harness(["piqa", "piqa"]))
+    asked = Comparison(tests={}, harness=Harness(["piqa", "piqa"]))
     with pytest.raises(SiftuneError, match="one name"):
         compare(tmp_path / "run", asked, reporter=Reporter(quiet=True))

@@ -13,7 +13,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import HERE, TASKS, stamp
-
 from siftune.pipeline.choosing import decide
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import read_run_recipe
@@ -43,10 +42,14 @@ def main(run: Path, keep: str) -> None:
             rows = decide(session, task).chosen.tolist()
             chosen[name] = set(rows)
             of_rows = [example.source for example in session.pool.examples_of(rows)]
-            sources[name] = {s: of_rows.count(s) for s in sorted(set(of_rows), key=lambda s: -of_rows.count(s))}
+            sources[name] = {
+                s: of_rows.count(s) for s in sorted(set(of_rows), key=lambda s: -of_rows.count(s))
+            }
         shared = {a: {b: len(chosen[a] & chosen[b]) for b in CHOICES} for a in CHOICES}
         found[task] = {"chosen": len(chosen["sgd"]), "shared": shared, "sources": sources}
-    checkpoints = sorted(int(p.name) for p in (run.with_name(f"{run.name}-sgd") / "checkpoints").glob("[0-9]*"))
+    checkpoints = sorted(
+        int(p.name) for p in (run.with_name(f"{run.name}-sgd") / "checkpoints").glob("[0-9]*")
+    )
     result = {**stamp(), "keep": keep, "checkpoints": checkpoints, "tasks": found}
     out = HERE / "defaults" / "results" / "overlap.json"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,9 @@
     result.selections["maths"].rows()      # the chosen rows, best first
     result.selections["maths"].scores()    # a row per pool row, as Arrow
 
+    plan = siftune.Comparison(tests={"maths": "test.jsonl"}, methods=["less", "rds+"])
+    siftune.compare("RUN", plan)["maths"]["tables"][0]["sentence"]      # is the choice worth it?
+
 Names are imported when first used: `import siftune` alone does not import torch.
 """
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from siftune.datastore.pool import Pool
     from siftune.datastore.store import Datastore
     from siftune.datastore.targets import Target
+    from siftune.pipeline.checking import CheckResult, check
+    from siftune.pipeline.comparing import Comparison, compare
     from siftune.pipeline.progress import Reporter
     from siftune.pipeline.run import RunResult, append, run, score, select
     from siftune.records.errors import SiftuneError
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
     from siftune.selection.selection import Selection
 
 __all__ = [
+    "CheckResult",
+    "Comparison",
     "Datastore",
     "Pool",
     "Recipe",
@@ -35,12 +42,16 @@ __all__ = [
     "SiftuneError",
     "Target",
     "append",
+    "check",
+    "compare",
     "run",
     "score",
     "select",
 ]
 
 _WHERE = {
+    "CheckResult": "siftune.pipeline.checking",
+    "Comparison": "siftune.pipeline.comparing",
     "Datastore": "siftune.datastore.store",
     "Pool": "siftune.datastore.pool",
     "Recipe": "siftune.records.recipe",
@@ -50,6 +61,8 @@ _WHERE = {
     "SiftuneError": "siftune.records.errors",
     "Target": "siftune.datastore.targets",
     "append": "siftune.pipeline.run",
+    "check": "siftune.pipeline.checking",
+    "compare": "siftune.pipeline.comparing",
     "run": "siftune.pipeline.run",
     "score": "siftune.pipeline.run",
     "select": "siftune.pipeline.run",

@@ -109,13 +109,13 @@ def compare(
         "alpha": alpha,
     }
     with told(debug, again()):
-        from siftune.pipeline.comparing import Asked, readings_of
+        from siftune.pipeline.comparing import Comparison, readings_of
         from siftune.pipeline.comparing import compare as comparison
         from siftune.pipeline.settings import named_files
         from siftune.proof.evaluate import Measuring
         from siftune.proof.harness import harness_of
 
-        asked = Asked(
+        asked = Comparison(
             tests=named_files(test or [], "--test"),
             methods=_listed(methods),
             keep=_listed(keep or ""),

@@ -61,7 +61,7 @@ PROOF_SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class Comparison:
     """What a comparison is asked to do.
 
     tests:    NAME -> file of test rows
@@ -99,7 +99,7 @@ Plans = dict[tuple[str, str, Reading], list[_Plan]]
 """By test, budget and reading."""
 
 
-def compare(path: Path | str, asked: Asked, *, reporter: Reporter | None = None) -> dict[str, dict[str, Any]]:
+def compare(path: Path | str, asked: Comparison, *, reporter: Reporter | None = None) -> dict[str, dict[str, Any]]:
     """Carry a comparison out, or on, and write RUN/proof/TEST/comparison.{json,md,svg}; returns the JSON values by test.
 
     Raises SiftuneError, before any training, for anything that can't be done as asked.
@@ -140,7 +140,7 @@ def compare(path: Path | str, asked: Asked, *, reporter: Reporter | None = None)
 def _plans(
     recipe: Recipe,
     prover: Prover,
-    asked: Asked,
+    asked: Comparison,
     test: Test | HarnessTest,
     keep: str,
     reading: Reading,
@@ -211,7 +211,7 @@ def _make_cells(prover: Prover, tests: Sequence[Test | HarnessTest], plans: Plan
 def _conclude(
     path: Path,
     prover: Prover,
-    asked: Asked,
+    asked: Comparison,
     test: Test | HarnessTest,
     keeps: Sequence[str],
     plans: Plans,
@@ -293,12 +293,12 @@ def readings_of(text: str) -> tuple[Reading, ...]:
     return found[text]
 
 
-def _methods(asked: Asked) -> list[str]:
+def _methods(asked: Comparison) -> list[str]:
     """The methods of a comparison, random among them whether asked for or not."""
     return list(asked.methods) if "random" in asked.methods else [*asked.methods, "random"]
 
 
-def _seeds(asked: Asked, text: str) -> list[int]:
+def _seeds(asked: Comparison, text: str) -> list[int]:
     return list(range(max(asked.seeds, RANDOM_SEEDS) if varies_with_seed(text) else asked.seeds))
 
 
@@ -314,7 +314,7 @@ def _examples(file: str, reporter: Reporter) -> list[Example]:
     return found
 
 
-def _checked(asked: Asked, recipe: Recipe) -> list[str]:
+def _checked(asked: Comparison, recipe: Recipe) -> list[str]:
     """The budgets, once everything that was asked is known to be possible."""
     tasks = [harness_test_name(task) for task in asked.harness.tasks] if asked.harness else []
     if not asked.tests and not tasks:
