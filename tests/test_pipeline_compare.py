@@ -416,7 +416,9 @@ def test_what_cannot_be_is_refused_before_any_training(
     with pytest.raises(SiftuneError, match=said):
         compare(
             done,
-            small(exam, **changes) if "methods" not in changes else Comparison(**{**vars(small(exam)), **changes}),
+            small(exam, **changes)
+            if "methods" not in changes
+            else Comparison(**{**vars(small(exam)), **changes}),
             reporter=QUIET,
         )
     assert trained == []

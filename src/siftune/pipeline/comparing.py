@@ -99,7 +99,9 @@ Plans = dict[tuple[str, str, Reading], list[_Plan]]
 """By test, budget and reading."""
 
 
-def compare(path: Path | str, asked: Comparison, *, reporter: Reporter | None = None) -> dict[str, dict[str, Any]]:
+def compare(
+    path: Path | str, asked: Comparison, *, reporter: Reporter | None = None
+) -> dict[str, dict[str, Any]]:
     """Carry a comparison out, or on, and write RUN/proof/TEST/comparison.{json,md,svg}; returns the JSON values by test.
 
     Raises SiftuneError, before any training, for anything that can't be done as asked.
