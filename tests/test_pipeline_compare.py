@@ -29,7 +29,10 @@ from siftune.pipeline import proving
 from siftune.pipeline.comparing import Comparison, compare, readings_of
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.run import run, score, select
-from siftune.proof.evaluate import LIKELIHOOD, Measuring
+from siftune.proof.cells import Cell
+from siftune.proof.comparison import Arm
+from siftune.proof.comparison import compared as figures
+from siftune.proof.evaluate import LIKELIHOOD, Measuring, RowScore
 from siftune.proof.show import write_comparison
 from siftune.records.errors import SiftuneError
 from siftune.records.readers import read_target
@@ -385,9 +388,52 @@ def test_rows_that_were_seen_before_are_told(copy: Path, tmp_path: Path) -> None
     assert read(copy, "exam")["target"] == "sums"
 
 
+def test_rows_that_are_cut_are_told(copy: Path, tmp_path: Path) -> None:
+    long = [{"messages": [{"role": "user", "content": "add"}, {"role": "assistant", "content": "9 " * 3000}]}]
+    file = write_rows(tmp_path / "long.jsonl", [*target_rows(3, seed=7), *long_rows(long)])
+    said = io.StringIO()
+    reporter = Reporter(quiet=True, console=Console(file=said, width=400))
+    compare(copy, small(str(file), "bm25", tests={"exam": str(file)}), reporter=reporter)
+    assert "1 of the 4 rows of the test 'exam' are longer than max_length" in said.getvalue()
+
+
+def long_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "subtask": "kind 0"} for row in rows]
+
+
+def test_what_each_method_chose_is_written(compared: Path) -> None:
+    choices = json.loads((compared / "proof" / "sums" / "choices.json").read_text())
+    for name, rows in choices.items():
+        method, keep, seed = name.rsplit(" ", 2)
+        arm = next(a for a in read(compared)["tables"][0]["arms"] if (a["name"], a["keep"]) == (method, keep))
+        assert len(rows) == arm["n_rows"]
+        assert int(seed) in arm["seeds"]
+    assert len({str(rows) for name, rows in choices.items() if name.startswith("random ")}) >= 3
+
+
+def test_both_sides_of_a_pair_tell_the_same() -> None:
+    """Also where an interval hardly leaves out zero, which other draws would turn."""
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        arms = [
+            Arm(name, "5%", 5, 50, 3, [0, 1, 2], [of_losses(draw.normal(5, 0.1, 8)) for _ in range(3)])
+            for name in ("less", "random", "rds+")
+        ]
+        tables = {arm["name"]: arm["measures"]["loss"] for arm in figures(arms, "less")}
+        one, other = tables["less"]["against_random"], tables["random"]["against_subject"]
+        assert (one["mean"], one["low"], one["high"]) == (-other["mean"], -other["high"], -other["low"])
+        assert one["significant"] == other["significant"]
+        assert one["better"] != other["better"]
+
+
+def of_losses(losses: np.ndarray) -> Cell:
+    return Cell("sums", {}, [RowScore(str(r), float(loss)) for r, loss in enumerate(losses)])
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"methods": ("bm25:family=a=b",)}, "bm25 does not look at family"),
         ({"tests": {}}, "no test is given"),
         ({"methods": ()}, "no method is given"),
         ({"methods": ("less", "best")}, "'best' is not accepted"),

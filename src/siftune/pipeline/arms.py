@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from siftune.datastore.index import read_index
-from siftune.pipeline.choosing import check_settings, decide
+from siftune.pipeline.choosing import check_settings, check_used, decide
 from siftune.pipeline.run import make_missing_vectors, make_what_the_method_needs
 from siftune.pipeline.rundir import CHOICE
 from siftune.pipeline.scoring import TARGETED
@@ -110,7 +110,9 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
                 todo="Write for example less:rule=top; see 'siftune select --help' for the settings",
             )
         settings[name] = value if name in _TEXTS else _value(value, text)
-    check_settings(make_recipe(settings, where=f"--methods {text}"))
+    recipe = make_recipe(settings, where=f"--methods {text}")
+    check_settings(recipe)
+    check_used(recipe.method, settings)
     return method, settings
 
 

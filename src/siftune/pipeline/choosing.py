@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from siftune.records.budget import Budget
 from siftune.records.errors import SiftuneError
 from siftune.records.files import digest_of
 from siftune.records.plain import text_of
-from siftune.records.recipe import Recipe
+from siftune.records.recipe import Method, Recipe
 from siftune.selection.limits import Admitted, admit, parse_per_source
 from siftune.selection.rules import Scores, order_of
 from siftune.selection.selection import Choice, Selection, check_same, may_be_chosen, write_selection
@@ -153,6 +154,29 @@ def check_settings(recipe: Recipe) -> None:
             where="drop_worst",
             todo="Leave them out, or use keep instead of drop_worst",
         )
+
+
+USED_BY: Mapping[str, Sequence[Method]] = {
+    "rule": RULED,
+    "centre": ("less",),
+    "encoder": ("embed", "ltd"),
+    "family": ("ltd",),
+    "clusters": ("ltd",),
+    "templates": ("ltd",),
+    "template_column": ("ltd",),
+}
+"""Settings of a choice that some methods alone look at."""
+
+
+def check_used(method: Method, settings: Iterable[str]) -> None:
+    """Refuse settings that were asked for and that the method would not look at."""
+    for name in settings:
+        if method not in USED_BY.get(name, (method,)):
+            raise SiftuneError(
+                f"the method {method} does not look at {name}",
+                where=name,
+                todo=f"Leave it out; it belongs to {', '.join(USED_BY[name])}",
+            )
 
 
 def _tell_short(session: Session, admitted: Admitted) -> None:

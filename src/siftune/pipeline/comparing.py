@@ -9,6 +9,7 @@ Always there: the untrained model, random choices with three seeds at least, the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,9 +40,11 @@ from siftune.proof.train import Training
 from siftune.records.budget import Budget
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
+from siftune.records.files import write_text
 from siftune.records.names import check_name
 from siftune.records.readers import read_pool
 from siftune.records.recipe import Recipe
+from siftune.records.sources import find_sources
 
 Reading = Literal["steps", "epochs"]
 RANDOM_SEEDS = 3
@@ -102,7 +105,7 @@ Plans = dict[tuple[str, str, Reading], list[_Plan]]
 def compare(
     path: Path | str, asked: Comparison, *, reporter: Reporter | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Carry a comparison out, or on, and write RUN/proof/TEST/comparison.{json,md,svg}; returns the JSON values by test.
+    """Carry a comparison out, or on, and write RUN/proof/TEST/{comparison.{json,md,svg},choices.json}; returns the JSON values by test.
 
     Raises SiftuneError, before any training, for anything that can't be done as asked.
     """
@@ -135,7 +138,16 @@ def compare(
             for keep in keeps
             for reading in asked.readings
         }
+        for test in own:
+            prover.tell_cut(test)
         _make_cells(prover, tests, plans)
+        for test in tests:
+            choices = {
+                f"{text} {keep} {seed}": of
+                for (name, keep, text, seed), of in rows.items()
+                if name == test.name
+            }
+            write_text(path / "proof" / test.name / "choices.json", json.dumps(choices) + "\n")
         return {test.name: _conclude(path, prover, asked, test, keeps, plans) for test in tests}
 
 
@@ -345,6 +357,8 @@ def _checked(asked: Comparison, recipe: Recipe) -> list[str]:
                 todo=f"These are: {', '.join(PROOF_SETTINGS)}",
             )
     recipe.with_settings(dict(asked.training))
+    for file in asked.also.values():
+        find_sources(file)  # one that isn't there is told before any work
     given = list(asked.keep) or ([recipe.keep] if recipe.keep else [])
     if not given:
         raise SiftuneError("how much to keep is not said", where="keep", todo="Give a budget: --keep 5%")

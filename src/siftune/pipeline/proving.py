@@ -124,6 +124,15 @@ class Prover:
         """Name something to train."""
         return Trained(training_id(self.facts, rows, training), rows, training, about)
 
+    def tell_cut(self, test: Test) -> None:
+        """Say how many rows of a test are cut at max_length, as training rows are: their loss is that of a part of the answer."""
+        encoded = [self.encoder.encode(row) for row in test.rows]
+        if n := sum(1 for tokens in encoded if not isinstance(tokens, str) and tokens.truncated):
+            self.session.reporter.warn(
+                f"{n:,} of the {len(test.rows):,} rows of the test {test.name!r} are longer than max_length {self.session.recipe.max_length} and are"
+                " measured on what is left of their answer"
+            )
+
     def done(self, trained: Trained, test: Test | HarnessTest) -> bool:
         """Is this cell there?"""
         return self._file(trained, test).exists()

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from siftune.pipeline.choosing import check_settings, choose
+from siftune.pipeline.choosing import check_settings, check_used, choose
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import CHOICE, anchored, locked, merged, read_run_recipe
 from siftune.pipeline.scoring import TARGETED, VECTORED
@@ -98,6 +98,7 @@ def score(
     if not target:
         raise SiftuneError("no target is given", where="target", todo="Give the rows: --target NAME=FILE")
     _check_complete(recipe, "selection", target)
+    check_used(recipe.method, asked)
     with locked(path):
         session = Session(path, recipe, reporter or Reporter(), recorded)
         session.log.event("score", target=dict(target), keep=recipe.keep)
@@ -135,6 +136,7 @@ def select(
             where=str(path),
             todo="Add one: 'siftune score RUN --target NAME=FILE'",
         )
+    check_used(recipe.method, settings)
     _check_keep(recipe)
     _check_name(recipe, names)
     with locked(path):

@@ -146,7 +146,7 @@ def locked(path: Path) -> Iterator[None]:
             raise SiftuneError(
                 "another siftune is working in this run",
                 where=str(path),
-                todo="Wait for it, or use another --out",
+                todo="Wait until it has ended: one command works in a run at a time (a new run has another --out)",
             ) from error
         _remove_left_overs(path)
         yield

@@ -14,7 +14,7 @@ from rich.table import Table
 from siftune.pipeline.handover import trainer_lines
 from siftune.pipeline.run import RunResult
 from siftune.proof.measures import measured
-from siftune.proof.show import against, table_title, with_interval
+from siftune.proof.show import against_short, table_title
 from siftune.records.text import shown
 from siftune.selection.selection import Selection
 
@@ -116,7 +116,7 @@ def _comparison_table(name: str, values: Mapping[str, Any]) -> Table:
     table = Table(
         title=escape(shown(f"{name}: {table_title(values)}")),
         title_justify="left",
-        caption="95 % intervals over seeds and test rows; ✓ better, ✗ worse, ≈ no significant difference to random",
+        caption="✓ better, ✗ worse, ≈ no significant difference to random; intervals stand in the Markdown",
         caption_justify="left",
     )
     table.add_column("trained on")
@@ -129,7 +129,7 @@ def _comparison_table(name: str, values: Mapping[str, Any]) -> Table:
             cells += (
                 ["", ""]
                 if entry is None
-                else [with_interval(entry, measure), against(entry.get("against_random"), measure)]
+                else [measure.show(entry["mean"]), against_short(entry.get("against_random"), measure)]
             )
         table.add_row(escape(shown(arm["name"])), f"{arm['n_rows']:,}", str(len(arm["seeds"])), *cells)
     return table

@@ -6,7 +6,7 @@ all arms); a difference is paired over test rows. Where its interval holds 0 the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,16 +43,16 @@ def compared(
     more_is_better, unit), mean, low, high, spread (over seeds), n, and its difference to `random` and to the subject (mean, low,
     high, significant; better = in the good direction).
     """
-    values = {id(arm): {m.name: _values(arm, m) for m in measures} for arm in arms}
+    values = [{m.name: _values(arm, m) for m in measures} for arm in arms]
     reference = {
-        what: next((a for a in arms if a.name == name), None)
+        what: next((place for place, arm in enumerate(arms) if arm.name == name), None)
         for what, name in (("random", "random"), ("subject", subject))
     }
     found = []
-    for arm in arms:
+    for place, arm in enumerate(arms):
         entries: dict[str, Any] = {}
         for measure in measures:
-            values_S_R = values[id(arm)][measure.name]
+            values_S_R = values[place][measure.name]
             if values_S_R is None:
                 continue
             interval = interval_of(values_S_R, seed)
@@ -67,11 +67,8 @@ def compared(
                 "n": values_S_R.shape[1],
             }
             for what, other in reference.items():
-                other_S_R = (
-                    values[id(other)][measure.name] if other is not None and other is not arm else None
-                )
-                if other_S_R is not None:
-                    entry[f"against_{what}"] = _difference(values_S_R, other_S_R, measure, seed)
+                if other is not None and other != place and values[other][measure.name] is not None:
+                    entry[f"against_{what}"] = _difference(values, place, other, measure, seed)
             entries[measure.name] = entry
         found.append(
             {
@@ -95,13 +92,15 @@ def _values(arm: Arm, measure: Measure) -> np.ndarray | None:
     return np.array([[measure.value(cell.scores[r]) for r in rows] for cell in arm.cells], dtype=np.float64)
 
 
-def _difference(values_S_R: np.ndarray, other_S_R: np.ndarray, measure: Measure, seed: int) -> dict[str, Any]:
-    difference = difference_of(values_S_R, other_S_R, seed)
-    better = difference.mean > 0 if measure.more_is_better else difference.mean < 0
-    return {
-        "mean": difference.mean,
-        "low": difference.low,
-        "high": difference.high,
-        "significant": difference.significant,
-        "better": bool(better),
-    }
+def _difference(
+    values: Sequence[Mapping[str, np.ndarray | None]], place: int, other: int, measure: Measure, seed: int
+) -> dict[str, Any]:
+    """Arm `place` minus arm `other`. A pair is drawn once, in the order of the arms, so that both sides tell the same."""
+    first, second = values[min(place, other)][measure.name], values[max(place, other)][measure.name]
+    assert first is not None
+    assert second is not None
+    mean, low, high, significant = difference_of(first, second, seed)
+    if place > other:
+        mean, low, high = -mean, None if high is None else -high, None if low is None else -low
+    better = mean > 0 if measure.more_is_better else mean < 0
+    return {"mean": mean, "low": low, "high": high, "significant": significant, "better": bool(better)}

@@ -130,5 +130,5 @@ def _check_room(model: Any, rows: Sequence[Example], lengths: Sequence[int], max
                 f"this test row's prompt of {length} tokens and an answer of {max_new_tokens} exceed the model's "
                 f"{positions} positions",
                 where=row.where,
-                todo="Lower max_new_tokens or remove the row",
+                todo="Lower --max-new-tokens, remove the row, or give --no-generate",
             )

@@ -38,7 +38,9 @@ class Measure:
 
     def show(self, value: float) -> str:
         """A value as people read it: shares in per cent."""
-        return f"{100 * value:.1f} %" if self.unit == "share" else f"{value:.3f}"
+        text = f"{100 * value:.1f}" if self.unit == "share" else f"{value:.3f}"
+        text = text.lstrip("-") if not float(text) else text  # no minus zero
+        return f"{text} %" if self.unit == "share" else text
 
 
 MEASURES = (

@@ -49,7 +49,7 @@ def markdown(result: Mapping[str, Any], plots: list[str]) -> str:
             "",
         ]
     lines += [
-        f"{result['n_rows']} test rows ({literal(result['file'])}), model {literal(result['model'])}. Mean over seeds and rows [95 % interval by bootstrap over"
+        f"{result['n_rows']:,} test {'row' if result['n_rows'] == 1 else 'rows'} ({literal(result['file'])}), model {literal(result['model'])}. Mean over seeds and rows [95 % interval by bootstrap over"
         " both]. Differences are paired over test rows; one whose interval holds 0 is marked ≈: no significant difference.",
         "",
     ]
@@ -64,7 +64,7 @@ def literal(text: str) -> str:
 def table_lines(table: Mapping[str, Any]) -> list[str]:
     """One table as lines of Markdown: an arm a line, for each measure its mean and interval and the difference to random."""
     measures = measured(table["arms"])
-    heads = [head for m in measures for head in (m.words, "against random")]
+    heads = [head for m in measures for head in (_head(m, table["arms"]), "against random")]
     lines = ["| trained on | rows | steps | seeds | " + " | ".join(heads) + " |"]
     lines.append("|---|---:|---:|---:|" + "---:|" * len(heads))
     for arm in table["arms"]:
@@ -86,6 +86,13 @@ def table_lines(table: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _head(measure: Measure, arms: Sequence[dict[str, Any]]) -> str:
+    """A measure's words, and on how many rows it rests where others rest on more."""
+    n = max(arm["measures"][measure.name]["n"] for arm in arms if measure.name in arm["measures"])
+    most = max(entry["n"] for arm in arms for entry in arm["measures"].values())
+    return measure.words if n == most else f"{measure.words} ({n:,} rows)"
+
+
 def with_interval(entry: Mapping[str, Any], measure: Measure) -> str:
     """`1.051 [1.020, 1.083]`."""
     text = measure.show(entry["mean"])
@@ -94,6 +101,11 @@ def with_interval(entry: Mapping[str, Any], measure: Measure) -> str:
         if entry["low"] is None
         else f"{text} [{measure.show(entry['low'])}, {measure.show(entry['high'])}]"
     )
+
+
+def against_short(difference: Mapping[str, Any] | None, measure: Measure) -> str:
+    """A signed difference with its mark, for narrow places."""
+    return re.sub(r" \[.*\]", "", against(difference, measure))
 
 
 def against(difference: Mapping[str, Any] | None, measure: Measure) -> str:
@@ -130,6 +142,8 @@ def sentence(arms: Sequence[dict[str, Any]], subject: str, test: str) -> str:
                 verdict = "worse than" if against["better"] else "better than"
             verdicts[verdict].append(f"{arm['name']} ({measure.show(arm['measures'][measure.name]['mean'])})")
     parts += [f"{verdict} {', '.join(names)}" for verdict, names in verdicts.items() if names]
+    if len(own["seeds"]) == 1:
+        parts.append("one seed, so how much trainings vary is not in the intervals")
     return "; ".join(parts) + "."
 
 

@@ -6,7 +6,7 @@ import re
 
 from siftune.records.errors import SiftuneError
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._+-]{0,99}")
 
 
 def check_name(name: str, what: str) -> str:
@@ -14,6 +14,6 @@ def check_name(name: str, what: str) -> str:
     if not _NAME.fullmatch(name):
         raise SiftuneError(
             f"{name!r} can't name a {what}",
-            todo="Use up to 100 letters, digits, dots, dashes and underlines, not starting with a dot",
+            todo="Use up to 100 letters, digits, dots, dashes, plus signs and underlines, not starting with a dot",
         )
     return name
