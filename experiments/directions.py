@@ -17,14 +17,13 @@ import torch
 
 from siftune.chat.batches import pad_batch, token_batches
 from siftune.datastore.features_writer import (
-    _reasons,
-    _spread,
     build_influence,
     build_target_features,
     encode_target,
+    write_features,
 )
 from siftune.datastore.plan import Shard
-from siftune.datastore.shards import TORCH_DTYPES, shard_notes, write_shard
+from siftune.datastore.shards import shard_notes
 from siftune.datastore.targets import features_file, kept_rows
 from siftune.gradients.capture import captured
 from siftune.gradients.features import FeatureBatch, FeatureExtractor, _BatchSums
@@ -79,20 +78,8 @@ def build_shard(by_kind: dict[str, Session], extractor: FeatureExtractor, number
         for kind, found in features(extractor, ids_B_T, trained_B_T, list(by_kind)).items():
             for all_rows, of_batch in zip(whole[kind], found, strict=True):
                 all_rows[batch] = of_batch
-    at_N = rows.row_N - shard.start
     for kind, session in by_kind.items():
-        found = whole[kind]
-        dtype = TORCH_DTYPES[session.recipe.store_dtype]
-        tensors = {
-            "features": _spread(found.features_B_D, at_N, len(shard)).to(dtype),
-            "row": torch.arange(shard.start, shard.stop),
-            "loss": _spread(found.loss_B, at_N, len(shard)),
-            "grad_norm": _spread(found.grad_norm_B, at_N, len(shard)),
-            "direction_norm": _spread(found.direction_norm_B, at_N, len(shard)),
-            "projection_norm": _spread(found.projection_norm_B, at_N, len(shard)),
-        }
-        reasons = {str(rows.row_N[b]): reason for b, reason in _reasons(found).items()}
-        write_shard(session.store_path(number), shard, tensors, {"without_feature": reasons})
+        write_features(session.store_path(number), shard, rows, whole[kind], session.recipe.store_dtype)
 
 
 def main(run: Path, number: int, kinds: list[str]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from siftune.chat.batches import pad_batch, token_batches
 from siftune.chat.encoder import ChatEncoder
+from siftune.datastore.plan import Shard
 from siftune.datastore.pool import Pool, TokenRows
 from siftune.datastore.shards import TORCH_DTYPES, shard_notes, write_shard
 from siftune.datastore.store import Datastore
@@ -42,18 +43,25 @@ def build_datastore(
         rows = pool.token_rows(shard)
         features = features_of(rows, extractor, direction, pool.plan.batch_tokens, on_rows)
         on_rows(len(shard) - len(rows.row_N))
-        at_N = rows.row_N - shard.start
-        tensors = {
-            "features": _spread(features.features_B_D, at_N, len(shard)).to(TORCH_DTYPES[store_dtype]),
-            "row": torch.arange(shard.start, shard.stop),
-            "loss": _spread(features.loss_B, at_N, len(shard)),
-            "grad_norm": _spread(features.grad_norm_B, at_N, len(shard)),
-            "direction_norm": _spread(features.direction_norm_B, at_N, len(shard)),
-            "projection_norm": _spread(features.projection_norm_B, at_N, len(shard)),
-        }
-        reasons = {str(rows.row_N[b]): reason for b, reason in _reasons(features).items()}
-        write_shard(path, shard, tensors, {"without_feature": reasons})
+        write_features(path, shard, rows, features, store_dtype)
     return Datastore(path, pool.plan)
+
+
+def write_features(
+    path: Path, shard: Shard, rows: TokenRows, features: FeatureBatch, store_dtype: StoreDtype
+) -> None:
+    """Commit a shard's features, those of its scorable `rows`; the other rows are NaN."""
+    at_N = rows.row_N - shard.start
+    tensors = {
+        "features": _spread(features.features_B_D, at_N, len(shard)).to(TORCH_DTYPES[store_dtype]),
+        "row": torch.arange(shard.start, shard.stop),
+        "loss": _spread(features.loss_B, at_N, len(shard)),
+        "grad_norm": _spread(features.grad_norm_B, at_N, len(shard)),
+        "direction_norm": _spread(features.direction_norm_B, at_N, len(shard)),
+        "projection_norm": _spread(features.projection_norm_B, at_N, len(shard)),
+    }
+    reasons = {str(rows.row_N[b]): reason for b, reason in _reasons(features).items()}
+    write_shard(path, shard, tensors, {"without_feature": reasons})
 
 
 def features_of(

@@ -100,6 +100,17 @@ class Pool:
             for of_row, turns in zip(status, messages, strict=True)
         ]
 
+    def texts_of(self, rows: np.ndarray) -> list[str]:
+        """The texts of the given usable rows, in the order given."""
+        found: dict[int, str] = {}
+        for shard in self.plan.shards:
+            inside = rows[(rows >= shard.start) & (rows < shard.stop)]
+            if len(inside):
+                messages = self.table(shard, ["messages"])["messages"].take(pa.array(inside - shard.start))
+                texts = [text_of(json.loads(turns)) for turns in messages.to_pylist()]
+                found |= dict(zip(inside.tolist(), texts, strict=True))
+        return [found[int(row)] for row in rows]
+
     def examples_of(self, rows: Iterable[int]) -> list[Example]:
         """The given usable rows as examples, in the order given."""
         wanted = np.fromiter(rows, dtype=np.int64)

@@ -29,7 +29,7 @@ from siftune.model.lora import adapter_on
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import locked, read_run_recipe
 from siftune.pipeline.session import Session
-from siftune.pipeline.training import _identity, base_model
+from siftune.pipeline.training import base_model, identity_of
 from siftune.proof.agreement import Points, TargetCheck
 from siftune.proof.first_order import Row, mean_loss, predicted_drop, stepped
 from siftune.records.errors import SiftuneError
@@ -286,7 +286,7 @@ class _Asked:
                 where=str(session.path),
                 todo=f"Run 'siftune run --out {session.path}' to finish it",
             )
-        identity = _identity(checkpoint)
+        identity = identity_of(checkpoint)
         if store.manifest["checkpoint"] != identity:
             raise SiftuneError(
                 "is not the checkpoint that the datastore was made at",

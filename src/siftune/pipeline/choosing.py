@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from siftune.datastore.index import read_index, usable_rows
 from siftune.datastore.targets import Target
@@ -26,7 +24,6 @@ from siftune.pipeline.session import Session
 from siftune.records.budget import Budget
 from siftune.records.errors import SiftuneError
 from siftune.records.files import digest_of
-from siftune.records.plain import text_of
 from siftune.records.recipe import Method, Recipe
 from siftune.selection.limits import Admitted, admit, parse_per_source
 from siftune.selection.rules import Scores, order_of
@@ -54,7 +51,9 @@ def choose(session: Session, name: str, *, keep_old: bool = False) -> Selection:
     with session.log.stage(f"selection {path.name}") as details:
         choice = decide(session, name)
         columns = _loss_and_norm(stores_of(session) if recipe.method == "less" else [], pool.plan.n_rows)
-        selection = write_selection(path, choice, pool=pool, index=read_index(session.path), columns=columns)
+        selection = write_selection(
+            path, settings, choice, pool=pool, index=read_index(session.path), columns=columns
+        )
         details |= {"selected": selection.summary["n_selected"], "settings": settings}
     return selection
 
@@ -119,7 +118,7 @@ def decide(session: Session, name: str) -> Choice:
             n_scorable=len(order),
             n_tokens_N=index["n_tokens"].to_numpy(),
             source_N=index["source"].to_numpy(zero_copy_only=False),
-            text_of=lambda rows: _texts(session, rows),
+            text_of=session.pool.texts_of,
             near_duplicates=recipe.near_duplicates,
             per_source=recipe.per_source,
         )
@@ -127,7 +126,6 @@ def decide(session: Session, name: str) -> Choice:
         _tell_short(session, admitted)
     rest = order[~np.isin(order, chosen)]
     return Choice(
-        settings_of(session, name),
         scores,
         np.concatenate([chosen, rest]),
         chosen,
@@ -186,21 +184,6 @@ def _tell_short(session: Session, admitted: Admitted) -> None:
         session.reporter.warn(
             f"the choice lacks {admitted.short:,} {unit} of its budget; rows passed over: {why}"
         )
-
-
-def _texts(session: Session, rows: np.ndarray) -> list[str]:
-    """The texts of some pool rows, in the order given."""
-    found: dict[int, str] = {}
-    for shard in session.pool.plan.shards:
-        inside = rows[(rows >= shard.start) & (rows < shard.stop)]
-        if len(inside):
-            messages = session.pool.table(shard, ["messages"])["messages"].take(
-                pa.array(inside - shard.start)
-            )
-            found |= {
-                int(row): text_of(json.loads(m)) for row, m in zip(inside, messages.to_pylist(), strict=True)
-            }
-    return [found[int(row)] for row in rows]
 
 
 def _check_counts(scores: Scores, usable_N: np.ndarray, session: Session) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from siftune.pipeline.handover import trainer_lines
 from siftune.pipeline.run import RunResult
 from siftune.proof.measures import measured
-from siftune.proof.show import against_short, table_title
+from siftune.proof.show import against_short, arm_cells, table_title
 from siftune.records.text import shown
 from siftune.selection.selection import Selection
 
@@ -123,14 +123,7 @@ def _comparison_table(name: str, values: Mapping[str, Any]) -> Table:
     for title in ("rows", "seeds", *(head for m in measures for head in (m.words, "against random"))):
         table.add_column(title, justify="right")
     for arm in values["arms"]:
-        cells = []
-        for measure in measures:
-            entry = arm["measures"].get(measure.name)
-            cells += (
-                ["", ""]
-                if entry is None
-                else [measure.show(entry["mean"]), against_short(entry.get("against_random"), measure)]
-            )
+        cells = arm_cells(arm, measures, lambda entry, m: m.show(entry["mean"]), against_short)
         table.add_row(escape(shown(arm["name"])), f"{arm['n_rows']:,}", str(len(arm["seeds"])), *cells)
     return table
 

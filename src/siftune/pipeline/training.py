@@ -51,7 +51,7 @@ def make_checkpoints(session: Session) -> None:
     config = read_json(found[0].path / "adapter_config.json")
     made = {"rank": config["r"], "alpha": config["lora_alpha"], "lora_targets": config["target_modules"]}
     session.recipe = session.recipe.with_settings(made)
-    session.save_recipe(checkpoints=[_identity(checkpoint) for checkpoint in found])
+    session.save_recipe(checkpoints=[identity_of(checkpoint) for checkpoint in found])
 
 
 def make_features(session: Session, targets: Mapping[str, tuple[Target, TokenRows]]) -> None:
@@ -243,7 +243,7 @@ def _claimed_projector(
     made_with = {
         "method": "less",
         "model": session.base_digest,
-        "checkpoint": _identity(checkpoint),
+        "checkpoint": identity_of(checkpoint),
         "encoder": session.pool.plan.encoder,
         "direction": recipe.direction,
         **projector.describe(),
@@ -267,7 +267,7 @@ def _claimed_projector(
     return projector
 
 
-def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
+def identity_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a checkpoint is, by content."""
     return {
         "number": checkpoint.number,

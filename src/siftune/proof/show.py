@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +68,7 @@ def table_lines(table: Mapping[str, Any]) -> list[str]:
     lines = ["| trained on | rows | steps | seeds | " + " | ".join(heads) + " |"]
     lines.append("|---|---:|---:|---:|" + "---:|" * len(heads))
     for arm in table["arms"]:
-        cells = []
-        for measure in measures:
-            entry = arm["measures"].get(measure.name)
-            cells += (
-                ["", ""]
-                if entry is None
-                else [with_interval(entry, measure), against(entry.get("against_random"), measure)]
-            )
+        cells = arm_cells(arm, measures, with_interval, against)
         name = literal(arm["name"])
         name = f"**{name}**" if arm["name"] == table["subject"] else name
         lines.append(
@@ -84,6 +77,24 @@ def table_lines(table: Mapping[str, Any]) -> list[str]:
             + " |"
         )
     return lines
+
+
+def arm_cells(
+    arm: Mapping[str, Any],
+    measures: Sequence[Measure],
+    value: Callable[[Mapping[str, Any], Measure], str],
+    difference: Callable[[Mapping[str, Any] | None, Measure], str],
+) -> list[str]:
+    """An arm's cells of a table: for each measure its value and its difference to random, empty where it has none."""
+    cells = []
+    for measure in measures:
+        entry = arm["measures"].get(measure.name)
+        cells += (
+            ["", ""]
+            if entry is None
+            else [value(entry, measure), difference(entry.get("against_random"), measure)]
+        )
+    return cells
 
 
 def _head(measure: Measure, arms: Sequence[dict[str, Any]]) -> str:

@@ -71,13 +71,11 @@ def may_be_chosen(index: pa.Table, score_N: np.ndarray, *, repeats: bool) -> np.
 class Choice:
     """What was decided, before it is written.
 
-    settings:    everything it depends on
     order:       every scored pool row: those that were chosen, best first, then the others
     n_duplicates: scored rows that repeat an earlier one exactly and were therefore left out
     passed_over: how many rows each limit kept out before the budget was full
     """
 
-    settings: dict[str, Any]
     scores: Scores
     order: np.ndarray
     chosen: np.ndarray
@@ -86,9 +84,15 @@ class Choice:
 
 
 def write_selection(
-    path: Path, choice: Choice, *, pool: Pool, index: pa.Table, columns: dict[str, np.ndarray]
+    path: Path,
+    settings: dict[str, Any],
+    choice: Choice,
+    *,
+    pool: Pool,
+    index: pa.Table,
+    columns: dict[str, np.ndarray],
 ) -> Selection:
-    """Write the selection's folder. `columns`: `loss` and `grad_norm` of every pool row, NaN where not known."""
+    """Write the selection's folder. `settings`: everything that the choice depends on; `columns`: `loss` and `grad_norm` of every pool row, NaN where not known."""
     scores, order, chosen = choice.scores, choice.order, choice.chosen
     n_tokens_N = index["n_tokens"].to_numpy()
     best_subtask = scores.best_subtask()
@@ -109,7 +113,7 @@ def write_selection(
         "pool_in_warmup": int(in_warmup_N.sum()),
         "sources": _sources(index, chosen, order),
     }
-    write_json(path / "selection.json", {"settings": choice.settings, "summary": summary})
+    write_json(path / "selection.json", {"settings": settings, "summary": summary})
     return Selection.open(path)
 
 
