@@ -72,6 +72,15 @@ def compare(
         option("--extract", "The answer inside a generated text; its last match counts.", PROOF, "REGEX"),
     ] = None,
     max_new_tokens: Annotated[int, option("--max-new-tokens", "Longest answer (256).", PROOF)] = 256,
+    precise: Annotated[
+        bool,
+        typer.Option(
+            "--precise/--no-precise",
+            help="Measure in fp32 whatever the training's dtype (default: yes); rounding of 16 bits shifts means by .03.",
+            rich_help_panel=PROOF,
+            show_default=False,
+        ),
+    ] = True,
     lm_eval: Annotated[
         Text,
         option(
@@ -124,7 +133,9 @@ def compare(
             also=named_files(also or [], "--also"),
             training=only_given(training),
             model=train_model,
-            measuring=Measuring(generate=generate, extract=extract, max_new_tokens=max_new_tokens),
+            measuring=Measuring(
+                generate=generate, extract=extract, max_new_tokens=max_new_tokens, precise=precise
+            ),
             harness=harness_of(_listed(lm_eval or ""), lm_eval_tasks, lm_eval_chat, lm_eval_limit),
         )
         results = comparison(run_dir, asked, reporter=reporter(quiet))

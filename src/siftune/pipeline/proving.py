@@ -15,6 +15,7 @@ from siftune.datastore.index import read_index, scorable_rows
 from siftune.model.identity import model_digest
 from siftune.model.load import load_model, quiet_transformers
 from siftune.model.lora import adapter_on, target_names
+from siftune.model.precision import in_fp32
 from siftune.model.warmup import Row
 from siftune.pipeline.arms import HarnessTest, Test
 from siftune.pipeline.machine import device_of, pin
@@ -150,7 +151,7 @@ class Prover:
 
     def _file(self, trained: Trained, test: Test | HarnessTest) -> Path:
         how = (
-            {"task": test.task.digest}
+            {"task": test.task.digest, "precise": self.measuring.precise}
             if isinstance(test, HarnessTest)
             else {"test": test.digest, **self.measuring.settings()}
         )
@@ -201,7 +202,8 @@ class Prover:
     def _ask(self, model: Any, test: HarnessTest) -> list[DocumentScore]:
         reporter, batch_tokens = self.session.reporter, self.session.recipe.batch_tokens
         assert batch_tokens is not None
-        with reporter.bar(f"measuring on {test.name}", None, "requests") as advance:
+        precisely = in_fp32(model) if self.measuring.precise else nullcontext()
+        with precisely, reporter.bar(f"measuring on {test.name}", None, "requests") as advance:
             scores, n_cut = test.task.measure(model, self.encoder, batch_tokens, on_requests=advance)
         if n_cut:
             reporter.warn(

@@ -23,7 +23,7 @@ from siftune.records.errors import SiftuneError
 from siftune.records.files import read_json
 from siftune.records.plain import text_of
 from siftune.records.recipe import Method
-from siftune.selection.rules import Scores, scores_of
+from siftune.selection.rules import Scores, scores_alone, scores_of
 from siftune.selection.selection import may_be_chosen
 
 TARGETED: tuple[Method, ...] = ("less", "rds+", "embed", "bm25", "ltd")
@@ -61,7 +61,7 @@ def answer_of(session: Session, target: Target | None) -> Answer:
     else:
         score_N = random_scores(index.num_rows, recipe.seed)
     scores_N = np.where(usable_N, score_N, np.float32(np.nan))
-    return Answer(Scores(scores_N, [], np.empty((len(scores_N), 0))), None)
+    return Answer(scores_alone(scores_N), None)
 
 
 def stores_of(session: Session) -> list[WeightedStore]:

@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from siftune.chat.encoder import ChatEncoder, Encoded
+from siftune.model.precision import in_fp32
 from siftune.proof.answers import accepted_answers, compile_extract, exact_match, extract, token_f1
 from siftune.proof.generate import Written, generate
 from siftune.proof.likelihood import mean_losses
@@ -49,12 +51,14 @@ class Measuring:
     extract:        regular expression that finds the answer in the generated text: its last match, of that group 1 if it
                     has one; `^` and `$` are ends of lines. The row's `answer` is compared as it is. None = the whole text
     max_new_tokens: an answer's length at most; a longer one is cut, marked and compared as it is
+    precise:        compute in fp32 whatever the model is kept in (precision.py); False for one that needs its 16 bits to fit
     Raises SiftuneError where `extract` is no regular expression or there is no token to generate.
     """
 
     generate: bool = True
     extract: str | None = None
     max_new_tokens: int = 256
+    precise: bool = True
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -68,7 +72,7 @@ class Measuring:
 
     def settings(self) -> dict[str, Any]:
         """What decides a score, as JSON values."""
-        return asdict(self) if self.generate else {"generate": False}
+        return asdict(self) if self.generate else {"generate": False, "precise": self.precise}
 
 
 LIKELIHOOD = Measuring(generate=False)
@@ -161,15 +165,16 @@ def evaluate(
         if i not in accepted_of:
             on_rows(1)
 
-    losses_of = mean_losses(model, [row.encoded for row in sequences_of], batch_tokens, finished)
-    written = generate(
-        model,
-        encoder,
-        [rows[i] for i in accepted_of],
-        max_new_tokens=measuring.max_new_tokens,
-        batch_tokens=batch_tokens,
-        on_rows=on_rows,
-    )
+    with in_fp32(model) if measuring.precise else nullcontext():
+        losses_of = mean_losses(model, [row.encoded for row in sequences_of], batch_tokens, finished)
+        written = generate(
+            model,
+            encoder,
+            [rows[i] for i in accepted_of],
+            max_new_tokens=measuring.max_new_tokens,
+            batch_tokens=batch_tokens,
+            on_rows=on_rows,
+        )
     written_of = dict(zip(accepted_of, written, strict=True))
 
     scores: list[RowScore] = []

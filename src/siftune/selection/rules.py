@@ -3,6 +3,9 @@
 top          by score: the max over subtasks of the mean over the subtask's target rows (LESS)
 mean         by the mean over all target rows
 round-robin  target rows take turns, each taking its best row not yet taken (arXiv 2602.14696); `score` stays that of `top`
+
+Turns go through the subtasks: the first target row of each, then the second of each, and so on. Where there are more
+target rows than rows to choose, every subtask is served still, which turns in the order of the file would not do.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ class Scores(NamedTuple):
 
     subtasks:  names, in order of first appearance
     mean_N_S:  mean influence on each subtask's target rows
+    turn_V:    target rows in the order in which they take turns
     """
 
     score_N: np.ndarray
     subtasks: list[str]
     mean_N_S: np.ndarray
+    turn_V: np.ndarray
 
     def best_subtask(self) -> list[str | None]:
         """The subtask each row serves most; None where it has no score or there are no subtasks."""
@@ -40,7 +45,22 @@ def scores_of(influence_N_V: np.ndarray, subtask_V: Sequence[str], rule: Rule) -
     names_V = np.array(subtask_V)
     mean_N_S = np.stack([influence_N_V[:, names_V == name].mean(axis=1) for name in subtasks], axis=1)
     score_N = influence_N_V.mean(axis=1) if rule == "mean" else mean_N_S.max(axis=1)
-    return Scores(score_N, subtasks, mean_N_S)
+    return Scores(score_N, subtasks, mean_N_S, _turns(names_V, subtasks))
+
+
+def scores_alone(score_N: np.ndarray) -> Scores:
+    """Scores of a method that has no target rows, or none that a rule looks at."""
+    return Scores(score_N, [], np.empty((len(score_N), 0)), np.empty(0, dtype=np.int64))
+
+
+def _turns(names_V: np.ndarray, subtasks: Sequence[str]) -> np.ndarray:
+    """Target rows by their place inside their subtask, then by subtask."""
+    place_V = np.empty(len(names_V), dtype=np.int64)
+    subtask_V = np.empty(len(names_V), dtype=np.int64)
+    for s, name in enumerate(subtasks):
+        rows = np.flatnonzero(names_V == name)
+        place_V[rows], subtask_V[rows] = np.arange(len(rows)), s
+    return np.lexsort((subtask_V, place_V))
 
 
 def order_of(scores: Scores, influence_N_V: np.ndarray | None, rule: Rule, may_N: np.ndarray) -> np.ndarray:
@@ -51,14 +71,14 @@ def order_of(scores: Scores, influence_N_V: np.ndarray | None, rule: Rule, may_N
     scored_N = ~np.isnan(scores.score_N)
     rows, others = np.flatnonzero(scored_N & may_N), np.flatnonzero(scored_N & ~may_N)
     if rule == "round-robin" and influence_N_V is not None:
-        first = rows[round_robin(influence_N_V[rows])]
+        first = rows[round_robin(influence_N_V[rows][:, scores.turn_V])]
     else:
         first = rows[np.argsort(-scores.score_N[rows], kind="stable")]
     return np.concatenate([first, others[np.argsort(-scores.score_N[others], kind="stable")]])
 
 
 def round_robin(influence_N_V: np.ndarray) -> np.ndarray:
-    """All rows in the order taken: turn k belongs to target row k mod V, which takes its best row that is left."""
+    """All rows in the order taken: turn k belongs to column k mod V, which takes its best row that is left."""
     n_rows, n_targets = influence_N_V.shape
     taken_N = np.zeros(n_rows, dtype=bool)
     order_N = np.empty(n_rows, dtype=np.int64)

@@ -1,0 +1,32 @@
+"""A model computing in fp32 for as long as it is measured, whatever its weights are kept in.
+
+16-bit activations round each row's loss by several hundredths, all rows of a batch alike, so that a mean over a test
+shifts by as much as two choices differ. The weights stay the very same: every 16-bit number is an fp32 number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@contextmanager
+def in_fp32(model: nn.Module) -> Iterator[None]:
+    """Parameters and buffers of 16 bits are fp32 for the length of a block, afterwards as they were.
+
+    Quantised weights stay as they are, and their layers go on computing as they do. Nothing may train in the block.
+    """
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in HALF]
+    before = [t.dtype for t in tensors]
+    for tensor in tensors:
+        tensor.data = tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, dtype in zip(tensors, before, strict=True):
+            tensor.data = tensor.data.to(dtype)
