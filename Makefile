@@ -42,6 +42,7 @@ experiments: $(READY)
 	$(BIN)/python experiments/defaults/run.py $(DATA) $(WORK)
 	$(BIN)/python experiments/defaults/overlap.py $(WORK)/run
 	$(BIN)/python experiments/headline/run.py $(DATA) $(WORK)
+	$(BIN)/python experiments/ltd/run.py $(DATA) $(WORK)
 
 lint-fix: $(READY)
 	$(BIN)/ruff check --fix src tests benchmarks experiments

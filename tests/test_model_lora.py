@@ -15,6 +15,7 @@ from transformers import MixtralConfig, MixtralForCausalLM, T5Config, T5ForCondi
 
 from model_helpers import ARCHITECTURES, tiny_model
 from siftune.model.lora import (
+    adapted_layers,
     adapter_on,
     adapter_tensors,
     add_lora,
@@ -52,6 +53,17 @@ def test_auto_is_all_attention_projections(arch: str) -> None:
     everywhere = add_lora(tiny_model(arch), rank=4, alpha=8.0, dropout=0.1, targets=("all-linear",), seed=0)
     assert any("mlp" in name for name in lora_parameters(everywhere))
     assert not any("lm_head" in name for name in lora_parameters(everywhere))
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "o_proj"], r".*layers\.1\..*(q|v)_proj"])
+def test_lora_on_the_layers_of_an_adapter_folder_is_on_the_same_parameters(
+    targets: Any, tmp_path: Path
+) -> None:
+    theirs = _adapter(tmp_path, target_modules=targets)
+    ours = add_lora(
+        tiny_model("llama"), rank=4, alpha=8.0, dropout=0.0, targets=adapted_layers(tmp_path), seed=0
+    )
+    assert list(lora_parameters(ours)) == list(lora_parameters(theirs))
 
 
 def test_names_are_those_of_the_adapter_file_in_named_parameters_order(tmp_path: Path) -> None:

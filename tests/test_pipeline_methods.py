@@ -313,7 +313,7 @@ def test_a_second_target_and_more_rows_with_another_method_than_the_runs(copy: P
     assert set(kept["target"]) == {"sums", "fresh"}
     first = {"method": "less", "keep": KEEP, "name": None, "drop_worst": None}
     assert {name: kept[name] for name in first} == first  # those of the run's first choice
-    with pytest.raises(SiftuneError, match=r"missing.*Run the same 'siftune run' again"):
+    with pytest.raises(SiftuneError, match=r"'fresh' is not made yet.*--method less"):
         select(copy, {"name": "less-of-new"}, targets=["fresh"], reporter=QUIET)
     run(recipe({}), copy, reporter=QUIET)
     select(copy, {"name": "less-of-new"}, targets=["fresh"], reporter=QUIET)
@@ -475,7 +475,7 @@ def test_a_run_made_without_its_worst_can_choose_by_keep_later(
     few = select(out, {"keep": "5", "name": "few"}, reporter=QUIET).selections["few"]
     assert len(few.rows()) == 5
     assert few.settings["drop_worst"] is None
-    assert few.settings["rule"] == "round-robin"
+    assert few.settings["rule"] == "by-subtask"
     new = score(out, {"fresh": str(file)}, {"keep": "6"}, reporter=QUIET).selections["fresh"]
     assert len(new.rows()) == 6
     by_run = run(

@@ -41,11 +41,13 @@ def oracle(influence: list[list[float]], subtasks: list[str], may: list[bool], r
         for row in scored
     }
     left = sorted((row for row in scored if may[row]), key=lambda row: (-score[row], row))
-    if rule == "round-robin":
-        turns: list[int] = []
+    if rule in ("round-robin", "by-subtask"):
+        turns = list(range(len(subtasks))) if rule == "round-robin" else []
         names = list(dict.fromkeys(subtasks))
         rows_of = {name: [v for v, s in enumerate(subtasks) if s == name] for name in names}
-        while any(rows_of.values()):  # one target row of each subtask, then the next of each
+        while not turns or (
+            rule == "by-subtask" and any(rows_of.values())
+        ):  # one target row of each subtask, then the next of each
             turns += [rows_of[name].pop(0) for name in names if rows_of[name]]
         waiting, left, turn = sorted(left), [], 0
         while waiting:
@@ -57,7 +59,7 @@ def oracle(influence: list[list[float]], subtasks: list[str], may: list[bool], r
     return left + others
 
 
-@given(cases(), st.sampled_from(["top", "mean", "round-robin"]))
+@given(cases(), st.sampled_from(["top", "mean", "round-robin", "by-subtask"]))
 def test_orders_are_those_of_the_walk(case: dict[str, Any], rule: Any) -> None:
     influence_N_V = np.array(case["influence"], dtype=np.float32)
     scores = scores_of(influence_N_V, case["subtasks"], rule)
@@ -71,7 +73,7 @@ def test_every_subtask_is_served_where_target_rows_outnumber_picks() -> None:
     influence_N_V = np.eye(n_subtasks * each, dtype=np.float32)
     subtasks = [str(s) for s in range(n_subtasks) for _ in range(each)]
     order = order_of(
-        scores_of(influence_N_V, subtasks, "round-robin"), influence_N_V, "round-robin", np.ones(60, bool)
+        scores_of(influence_N_V, subtasks, "by-subtask"), influence_N_V, "by-subtask", np.ones(60, bool)
     )
     assert {subtasks[row] for row in order[:n_subtasks]} == set(subtasks)
     assert [sum(subtasks[row] == name for row in order[:15]) for name in "012345"] == [3, 3, 3, 2, 2, 2]

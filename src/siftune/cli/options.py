@@ -38,7 +38,7 @@ Pool = Annotated[
 ]
 TargetOption = Annotated[Texts, option("--target", "The target's rows.", DATA, "NAME=FILE")]
 Keep = Annotated[Text, option("--keep", "Budget: 5%, 1000 or '2M tokens'; no default.", CHOOSE)]
-RuleOption = Annotated[Text, option("--rule", "round-robin (the default), top or mean.", CHOOSE)]
+RuleOption = Annotated[Text, option("--rule", "by-subtask (the default), round-robin, top or mean.", CHOOSE)]
 Centre = Annotated[
     Bool,
     typer.Option(

@@ -33,8 +33,10 @@ from transformers.pytorch_utils import Conv1D
 from siftune.model.load import quiet_transformers
 from siftune.model.supported import check_config, check_supported
 from siftune.records.errors import SiftuneError
+from siftune.records.files import read_json
 
 __all__ = [
+    "adapted_layers",
     "adapter_on",
     "adapter_tensors",
     "add_lora",
@@ -188,6 +190,16 @@ def adapter_tensors(folder: Path) -> dict[str, Tensor]:
         where=str(folder),
         todo="Give the folder that PEFT's save_pretrained wrote",
     )
+
+
+def adapted_layers(folder: Path) -> list[str]:
+    """The layers that an adapter folder's LoRA is on: as its config names them, or one by one where that is a regular expression."""
+    targets = read_json(folder / "adapter_config.json")["target_modules"]
+    if not isinstance(targets, str):
+        return targets
+    start = "base_model.model."
+    layers = {name.partition(".lora_")[0] for name in adapter_tensors(folder) if ".lora_" in name}
+    return sorted(layer.removeprefix(start) for layer in layers)
 
 
 def _file_name(name: str) -> str:

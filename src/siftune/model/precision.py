@@ -19,9 +19,10 @@ HALF = (torch.bfloat16, torch.float16)
 def in_fp32(model: nn.Module) -> Iterator[None]:
     """Parameters and buffers of 16 bits are fp32 for the length of a block, afterwards as they were.
 
-    Quantised weights stay as they are, and their layers go on computing as they do. Nothing may train in the block.
+    A quantised model goes on computing as it does: its kernels take 16 bits alone. Nothing may train in the block.
     """
-    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in HALF]
+    quantised = getattr(model.config, "quantization_config", None) is not None
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in HALF and not quantised]
     before = [t.dtype for t in tensors]
     for tensor in tensors:
         tensor.data = tensor.data.float()

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from siftune.datastore.index import read_index, usable_rows
 from siftune.datastore.store import Datastore
-from siftune.datastore.targets import Target, kept_rows
+from siftune.datastore.targets import Target, kept_rows, missing_influence
 from siftune.methods.bm25 import bm25_influence
 from siftune.methods.length import length_scores
 from siftune.methods.less import WeightedStore, less_influence
@@ -91,7 +91,10 @@ def vector_store(session: Session) -> Datastore:
 def _influence(session: Session, target: Target) -> np.ndarray:
     recipe = session.recipe
     if recipe.method == "less":
-        return less_influence(target, stores_of(session), centre=recipe.centre)
+        stores = stores_of(session)
+        if any(missing_influence(target, number, store) for number, _, store in stores):
+            raise _unmade(session, f"the influence on the target {target.name!r} is not made yet")
+        return less_influence(target, stores, centre=recipe.centre)
     if recipe.method == "bm25":
         questions = [text_of(row.example.messages) for row in kept_rows(target)]
         pool = session.pool

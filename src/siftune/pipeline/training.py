@@ -26,7 +26,7 @@ from siftune.model.adopt import adopt
 from siftune.model.checkpoint import Checkpoint, list_checkpoints
 from siftune.model.identity import model_digest
 from siftune.model.load import load_model, quiet_transformers
-from siftune.model.lora import adapter_on, add_lora, lora_parameters
+from siftune.model.lora import adapted_layers, adapter_on, add_lora, lora_parameters
 from siftune.model.probe import mean_gradients
 from siftune.model.warmup import LoraSettings, default_batch, warm_up, warmup_rows
 from siftune.pipeline.machine import device_of, pin
@@ -49,7 +49,11 @@ def make_checkpoints(session: Session) -> None:
         session.reporter.note(f"{len(found)} checkpoints, weights {weights}")
     session.update_index()
     config = read_json(found[0].path / "adapter_config.json")
-    made = {"rank": config["r"], "alpha": config["lora_alpha"], "lora_targets": config["target_modules"]}
+    made = {
+        "rank": config["r"],
+        "alpha": config["lora_alpha"],
+        "lora_targets": adapted_layers(found[0].path),
+    }
     session.recipe = session.recipe.with_settings(made)
     session.save_recipe(checkpoints=[identity_of(checkpoint) for checkpoint in found])
 

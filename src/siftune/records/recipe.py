@@ -19,7 +19,7 @@ from siftune.records.names import check_name
 
 Direction = Literal["adam", "adam-less", "adam-precond", "sgd", "sign"]
 Projection = Literal["sketch", "rademacher", "none"]
-Rule = Literal["round-robin", "top", "mean"]
+Rule = Literal["by-subtask", "round-robin", "top", "mean"]
 Method = Literal["less", "rds+", "embed", "bm25", "ltd", "length", "random"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 StoreDtype = Literal["fp16", "bf16", "fp32"]
@@ -126,7 +126,7 @@ class Recipe(BaseModel):
 
     # Selection
     centre: bool = Field(False, description="subtract the pool's mean feature before comparing")
-    rule: Rule = Field("round-robin", description="how influence becomes a choice")
+    rule: Rule = Field("by-subtask", description="how influence becomes a choice")
     keep: Annotated[str | None, BeforeValidator(lambda v: v if v is None else _as_budget_text(v))] = Field(
         None, description="budget: 5%, 1000, or '2M tokens'"
     )

@@ -3,9 +3,10 @@
 top          by score: the max over subtasks of the mean over the subtask's target rows (LESS)
 mean         by the mean over all target rows
 round-robin  target rows take turns, each taking its best row not yet taken (arXiv 2602.14696); `score` stays that of `top`
+by-subtask   the same, but turns go through the subtasks: the first target row of each, then the second of each, and so on
 
-Turns go through the subtasks: the first target row of each, then the second of each, and so on. Where there are more
-target rows than rows to choose, every subtask is served still, which turns in the order of the file would not do.
+With more target rows than rows to choose, `round-robin` serves the first target rows of the file only, `by-subtask` a part
+of every subtask. Without subtasks they are one.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def scores_of(influence_N_V: np.ndarray, subtask_V: Sequence[str], rule: Rule) -
     names_V = np.array(subtask_V)
     mean_N_S = np.stack([influence_N_V[:, names_V == name].mean(axis=1) for name in subtasks], axis=1)
     score_N = influence_N_V.mean(axis=1) if rule == "mean" else mean_N_S.max(axis=1)
-    return Scores(score_N, subtasks, mean_N_S, _turns(names_V, subtasks))
+    turn_V = _through_subtasks(names_V, subtasks) if rule == "by-subtask" else np.arange(len(names_V))
+    return Scores(score_N, subtasks, mean_N_S, turn_V)
 
 
 def scores_alone(score_N: np.ndarray) -> Scores:
@@ -53,7 +55,7 @@ def scores_alone(score_N: np.ndarray) -> Scores:
     return Scores(score_N, [], np.empty((len(score_N), 0)), np.empty(0, dtype=np.int64))
 
 
-def _turns(names_V: np.ndarray, subtasks: Sequence[str]) -> np.ndarray:
+def _through_subtasks(names_V: np.ndarray, subtasks: Sequence[str]) -> np.ndarray:
     """Target rows by their place inside their subtask, then by subtask."""
     place_V = np.empty(len(names_V), dtype=np.int64)
     subtask_V = np.empty(len(names_V), dtype=np.int64)
@@ -66,11 +68,11 @@ def _turns(names_V: np.ndarray, subtasks: Sequence[str]) -> np.ndarray:
 def order_of(scores: Scores, influence_N_V: np.ndarray | None, rule: Rule, may_N: np.ndarray) -> np.ndarray:
     """Pool rows with a score, best first: those that may be chosen (`may_N`) by the rule, then the others by score.
 
-    influence_N_V: needed by `round-robin`; a method without target rows (None) is ordered by score
+    influence_N_V: needed where target rows take turns; a method without target rows (None) is ordered by score
     """
     scored_N = ~np.isnan(scores.score_N)
     rows, others = np.flatnonzero(scored_N & may_N), np.flatnonzero(scored_N & ~may_N)
-    if rule == "round-robin" and influence_N_V is not None:
+    if rule in ("round-robin", "by-subtask") and influence_N_V is not None:
         first = rows[round_robin(influence_N_V[rows][:, scores.turn_V])]
     else:
         first = rows[np.argsort(-scores.score_N[rows], kind="stable")]
