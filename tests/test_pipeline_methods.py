@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from pipeline_helpers import digests, pool_rows, recipe, target_rows, turn, write_inputs, write_rows
+from siftune.methods.blend import blended_influence
 from siftune.pipeline import training, vectors
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.run import append, run, score, select
@@ -249,6 +250,46 @@ def test_a_method_chooses_by_its_formula_in_a_run_of_its_own_and_in_another(
     assert summary["n_pool"] == summary["n_scorable"] + summary["n_quarantined"] == N
     with pytest.raises(SiftuneError, match="exists with keep"):
         select(done, {**settings, "keep": "5%", "name": name}, reporter=QUIET)
+
+
+def test_blend_adds_gradients_and_likeness_on_one_scale(
+    given: dict[str, Any], copy: Path, tmp_path: Path
+) -> None:
+    select(copy, {"method": "blend", "name": "both"}, reporter=QUIET)
+    shards = sorted((copy / "targets/sums/influence/1").glob("*.safetensors"))
+    less = np.concatenate([load_file(shard)["influence"] for shard in shards]).astype(np.float64)
+    pool, target = stored(copy, "rds+")
+    total = np.full((N, len(SUBTASKS)), np.nan)
+    for part in (less, pool.astype(np.float64) @ target.astype(np.float64).T):
+        usable = part[USABLE]
+        standard = (usable - usable.mean(axis=0)) / usable.std(axis=0)
+        total[USABLE] = standard if np.isnan(total[USABLE[0]]).all() else total[USABLE] + standard
+    assert rows(copy, "both") == turns(total)
+    kinds = [[s == name for s in SUBTASKS] for name in ("kind 0", "kind 1")]
+    best = np.max([total[:, kind].mean(axis=1) for kind in kinds], axis=0)
+    np.testing.assert_allclose(scores(copy, "both")["score"], best, rtol=1e-4, atol=1e-5)
+
+    own = tmp_path / "own"
+    run(recipe(given, method="blend"), own, reporter=QUIET)
+    both, mine = (f"selections/{name}/selected.jsonl" for name in ("both", "sums"))
+    assert (own / mine).read_bytes() == (copy / both).read_bytes()
+    select(own, {"method": "less", "name": "less"}, reporter=QUIET)
+    assert ids(own, "less") == ids(copy, "sums")
+
+    without = tmp_path / "without"
+    run(recipe(given, method="rds+"), without, reporter=QUIET)
+    with pytest.raises(SiftuneError, match=r"no checkpoints.*--method blend"):
+        select(without, {"method": "blend", "name": "both"}, reporter=QUIET)
+    run(recipe({"method": "blend", "name": "both"}), without, reporter=QUIET)
+    assert ids(without, "both") == ids(copy, "both")
+
+
+def test_a_column_of_one_value_says_nothing_in_a_blend() -> None:
+    less = np.array([[0.5, 1.0], [0.5, 3.0], [np.nan, np.nan], [0.5, 2.0]], np.float32)
+    likeness = np.array([[1.0, 0.25], [3.0, 0.25], [2.0, 0.25], [2.0, 0.25]], np.float32)
+    step = math.sqrt(1.5)
+    expected = [[-step, -step], [step, step], [np.nan, np.nan], [0, 0]]
+    np.testing.assert_allclose(blended_influence(less, likeness), expected, atol=1e-6)
 
 
 def test_shards_and_batches_change_no_choice(

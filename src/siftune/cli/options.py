@@ -49,7 +49,7 @@ Centre = Annotated[
     ),
 ]
 Method = Annotated[
-    Text, option("--method", "less (the default), rds+, embed, bm25, ltd, length or random.", CHOOSE)
+    Text, option("--method", "less (the default), blend, rds+, embed, bm25, ltd, length or random.", CHOOSE)
 ]
 DropWorst = Annotated[
     Text,

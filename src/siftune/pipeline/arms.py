@@ -12,7 +12,7 @@ from siftune.datastore.index import read_index
 from siftune.pipeline.choosing import check_settings, check_used, decide
 from siftune.pipeline.run import make_missing_vectors, make_what_the_method_needs
 from siftune.pipeline.rundir import CHOICE
-from siftune.pipeline.scoring import TARGETED
+from siftune.pipeline.scoring import GRADED, TARGETED
 from siftune.pipeline.session import Session
 from siftune.proof.harness import Harness, HarnessTask
 from siftune.records.errors import SiftuneError
@@ -147,7 +147,7 @@ def chosen_rows(session: Session, text: str, keep: str, target: str, seed: int) 
         changes["seed"] = seed
     own = Session(session.path, session.recipe.with_settings(changes), session.reporter, session.recorded)
     own.base, own.base_digest = session.base, session.base_digest
-    if method == "less":
+    if method in GRADED:
         make_what_the_method_needs(
             own, own.keep_targets(own.read_targets({target: own.recipe.target[target]}))
         )

@@ -11,6 +11,7 @@ from siftune.datastore.index import read_index, usable_rows
 from siftune.datastore.targets import Target
 from siftune.methods.less import WeightedStore
 from siftune.pipeline.scoring import (
+    GRADED,
     RULED,
     SEEDED,
     TARGETED,
@@ -50,7 +51,7 @@ def choose(session: Session, name: str, *, keep_old: bool = False) -> Selection:
         return check_same(path, settings)
     with session.log.stage(f"selection {path.name}") as details:
         choice = decide(session, name)
-        columns = _loss_and_norm(stores_of(session) if recipe.method == "less" else [], pool.plan.n_rows)
+        columns = _loss_and_norm(stores_of(session) if recipe.method in GRADED else [], pool.plan.n_rows)
         selection = write_selection(
             path, settings, choice, pool=pool, index=read_index(session.path), columns=columns
         )
@@ -68,7 +69,7 @@ def settings_of(session: Session, name: str) -> dict[str, Any]:
         "method": method,
         "target": name if target else None,
         "rule": ("mean" if recipe.drop_worst else recipe.rule) if ruled else None,
-        "centre": recipe.centre if method == "less" else None,
+        "centre": recipe.centre if method in GRADED else None,
         "keep": None if recipe.drop_worst else recipe.keep,
         "drop_worst": recipe.drop_worst,
         "repeats": recipe.repeats,
@@ -78,7 +79,7 @@ def settings_of(session: Session, name: str) -> dict[str, Any]:
         "target_rows": target.digest if target else None,
         "pool_rows": pool.plan.n_rows,
         "pool": digest_of([shard.digest for shard in pool.plan.shards])[:32],
-        "checkpoints": [[s.checkpoint, s.weight] for s in stores_of(session)] if method == "less" else [],
+        "checkpoints": [[s.checkpoint, s.weight] for s in stores_of(session)] if method in GRADED else [],
         "vectors": digest_of(vector_store(session).manifest)[:32] if method in VECTORED else None,
         "family": recipe.family if ltd else None,
         "clusters": recipe.clusters if ltd else None,
@@ -156,7 +157,7 @@ def check_settings(recipe: Recipe) -> None:
 
 USED_BY: Mapping[str, Sequence[Method]] = {
     "rule": RULED,
-    "centre": ("less",),
+    "centre": GRADED,
     "encoder": ("embed", "ltd"),
     "family": ("ltd",),
     "clusters": ("ltd",),

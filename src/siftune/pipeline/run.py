@@ -20,7 +20,7 @@ from typing import Any, Literal
 from siftune.pipeline.choosing import check_settings, check_used, choose
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import CHOICE, anchored, locked, merged, read_run_recipe
-from siftune.pipeline.scoring import TARGETED, VECTORED
+from siftune.pipeline.scoring import GRADED, TARGETED, VECTORED
 from siftune.pipeline.session import Session
 from siftune.records.budget import Budget
 from siftune.records.errors import SiftuneError
@@ -116,7 +116,7 @@ def select(
     reporter: Reporter | None = None,
 ) -> RunResult:
     """Choose again in a run whose influence is there: other budget, rule, method or name. The model isn't needed,
-    but for the vectors of a method (rds+, embed, ltd) that the run is asked for the first time.
+    but for the vectors of a method (blend, rds+, embed, ltd) that the run is asked for the first time.
 
     settings: those of CHOICE that differ from the run's
     targets:  all of the run's where empty; a method that needs none is named after itself
@@ -158,7 +158,7 @@ def append(path: Path | str, pool: Iterable[str], *, reporter: Reporter | None =
     with locked(path):
         session = Session(path, recorded, reporter or Reporter(), recorded)
         rows = session.append_to_pool(sources)
-        if recorded.method == "less" and session.store_numbers():
+        if recorded.method in GRADED and session.store_numbers():
             encoded = session.keep_targets(session.read_targets(recorded.target))
             make_what_the_method_needs(session, encoded)
         return rows
@@ -168,7 +168,7 @@ def make_what_the_method_needs(
     session: Session, encoded: dict[str, Any], reached: int = STAGES.index("influence")
 ) -> None:
     """Make what is missing of all that the recipe's method reads, up to the stage number `reached`."""
-    if session.recipe.method == "less":
+    if session.recipe.method in GRADED:
         from siftune.pipeline.training import make_checkpoints, make_features, make_influence
 
         make_checkpoints(session)
@@ -176,7 +176,7 @@ def make_what_the_method_needs(
             make_features(session, encoded)
         if reached >= STAGES.index("influence"):
             make_influence(session, encoded)
-    elif session.recipe.method in VECTORED and reached >= STAGES.index("datastore"):
+    if session.recipe.method in VECTORED and reached >= STAGES.index("datastore"):
         from siftune.pipeline.vectors import make_vectors
 
         make_vectors(session, encoded)
@@ -187,8 +187,10 @@ def make_missing_vectors(session: Session, names: list[str]) -> None:
     if session.recipe.method in VECTORED and not (
         session.has_vectors(names) and session.encoder_folder() is None
     ):
+        from siftune.pipeline.vectors import make_vectors
+
         targets = {name: session.recipe.target[name] for name in names if name in session.recipe.target}
-        make_what_the_method_needs(session, session.keep_targets(session.read_targets(targets)))
+        make_vectors(session, session.keep_targets(session.read_targets(targets)))
 
 
 def _chosen(session: Session, names: list[str], *, keep_old: bool = False) -> RunResult:

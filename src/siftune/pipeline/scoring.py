@@ -11,6 +11,7 @@ import pyarrow as pa
 from siftune.datastore.index import read_index, usable_rows
 from siftune.datastore.store import Datastore
 from siftune.datastore.targets import Target, kept_rows, missing_influence
+from siftune.methods.blend import blended_influence
 from siftune.methods.bm25 import bm25_influence
 from siftune.methods.length import length_scores
 from siftune.methods.less import WeightedStore, less_influence
@@ -26,11 +27,13 @@ from siftune.records.recipe import Method
 from siftune.selection.rules import Scores, scores_alone, scores_of
 from siftune.selection.selection import may_be_chosen
 
-TARGETED: tuple[Method, ...] = ("less", "rds+", "embed", "bm25", "ltd")
+GRADED: tuple[Method, ...] = ("less", "blend")
+"""Methods that need gradients: checkpoints and features."""
+TARGETED: tuple[Method, ...] = ("less", "blend", "rds+", "embed", "bm25", "ltd")
 """Methods that ask about a target; the others score the pool alone."""
-RULED: tuple[Method, ...] = ("less", "rds+", "embed", "bm25")
+RULED: tuple[Method, ...] = ("less", "blend", "rds+", "embed", "bm25")
 """Methods that give an influence on every target row, which a rule turns into an order; the others order by score."""
-VECTORED: tuple[Method, ...] = ("rds+", "embed", "ltd")
+VECTORED: tuple[Method, ...] = ("blend", "rds+", "embed", "ltd")
 """Methods that compare vectors: hidden states of the base model, or a sentence encoder's."""
 SEEDED: tuple[Method, ...] = ("random", "ltd")
 
@@ -90,16 +93,23 @@ def vector_store(session: Session) -> Datastore:
 
 def _influence(session: Session, target: Target) -> np.ndarray:
     recipe = session.recipe
-    if recipe.method == "less":
+    if recipe.method in GRADED:
         stores = stores_of(session)
         if any(missing_influence(target, number, store) for number, _, store in stores):
             raise _unmade(session, f"the influence on the target {target.name!r} is not made yet")
-        return less_influence(target, stores, centre=recipe.centre)
+        less_N_V = less_influence(target, stores, centre=recipe.centre)
+        return (
+            less_N_V if recipe.method == "less" else blended_influence(less_N_V, _likeness(session, target))
+        )
     if recipe.method == "bm25":
         questions = [text_of(row.example.messages) for row in kept_rows(target)]
         pool = session.pool
         texts = (text for shard in pool.plan.shards for text in pool.texts(shard))
         return bm25_influence(texts, questions)
+    return _likeness(session, target)
+
+
+def _likeness(session: Session, target: Target) -> np.ndarray:
     return vector_influence(vector_store(session), session.target_vectors(target))
 
 

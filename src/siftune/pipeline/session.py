@@ -78,14 +78,18 @@ class Session:
         )
 
     def vectors_name(self) -> str:
-        """The folder name of the vectors that the recipe's method compares: ltd takes those of embed."""
-        if self.recipe.method == "rds+" or not self.recipe.encoder:
-            return "rds+" if self.recipe.method == "rds+" else "embed"
+        """The folder name of the vectors that the recipe's method compares: blend takes those of rds+, ltd those of embed."""
+        if self.by_position() or not self.recipe.encoder:
+            return "rds+" if self.by_position() else "embed"
         return f"embed-{check_name(Path(self.recipe.encoder).name, 'encoder folder')}"
+
+    def by_position(self) -> bool:
+        """Does the recipe's method compare hidden states weighted by position?"""
+        return self.recipe.method in ("rds+", "blend")
 
     def encoder_folder(self) -> Path | None:
         """The sentence encoder that the recipe's method asks for, where that is there."""
-        folder = self.recipe.encoder if self.recipe.method != "rds+" else None
+        folder = self.recipe.encoder if not self.by_position() else None
         return Path(folder) if folder and Path(folder).exists() else None
 
     def vectors_path(self) -> Path:

@@ -56,13 +56,13 @@ def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows
 
 def _encoder(session: Session) -> Path | None:
     recipe = session.recipe
-    return Path(recipe.encoder) if recipe.encoder and recipe.method != "rds+" else None
+    return Path(recipe.encoder) if recipe.encoder and not session.by_position() else None
 
 
 def _by_states(session: Session) -> tuple[Embed, OfTarget, dict[str, Any], Callable[[], int]]:
     """From the hidden states of the run's base model."""
     base, pool, recipe = base_model(session), session.pool, session.recipe
-    weighting = "position" if recipe.method == "rds+" else "mean"
+    weighting = "position" if session.by_position() else "mean"
     made_with = {
         "method": session.vectors_name(),
         "weighting": weighting,

@@ -20,7 +20,7 @@ from siftune.records.names import check_name
 Direction = Literal["adam", "adam-less", "adam-precond", "sgd", "sign"]
 Projection = Literal["sketch", "rademacher", "none"]
 Rule = Literal["by-subtask", "round-robin", "top", "mean"]
-Method = Literal["less", "rds+", "embed", "bm25", "ltd", "length", "random"]
+Method = Literal["less", "blend", "rds+", "embed", "bm25", "ltd", "length", "random"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 StoreDtype = Literal["fp16", "bf16", "fp32"]
 Mask = Literal["auto", "generation", "known", "prefix"]

@@ -1,0 +1,26 @@
+"""Gradient influence and likeness added: what a step on the row would do (`less`), and whether the row is about the same (`rds+`).
+
+Gradients of the answer alone know little of what was asked, hidden states little of what is learnt; where both agree is
+what serves. Each is brought to one scale over the pool, target row by target row, so that neither's spread decides:
+
+    influence[n, v] = z(less)[n, v] + z(rds+)[n, v]        z(x)[n, v] = (x[n, v] - mean_n x[n, v]) / std_n x[n, v]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def blended_influence(less_N_V: np.ndarray, likeness_N_V: np.ndarray) -> np.ndarray:
+    """`influence_N_V`, fp32, in standard deviations; NaN rows lack one of both, and count in neither's mean."""
+    both_N = ~(np.isnan(less_N_V[:, 0]) | np.isnan(likeness_N_V[:, 0]))
+    total_N_V = np.full(less_N_V.shape, np.nan, np.float32)
+    total_N_V[both_N] = _standardised(less_N_V[both_N]) + _standardised(likeness_N_V[both_N])
+    return total_N_V
+
+
+def _standardised(influence_N_V: np.ndarray) -> np.ndarray:
+    """Mean 0 and deviation 1 in every column, fp64; a column of one value says nothing and becomes 0."""
+    centred_N_V = influence_N_V - influence_N_V.mean(axis=0, dtype=np.float64)
+    std_V = centred_N_V.std(axis=0)
+    return np.divide(centred_N_V, std_V, out=np.zeros_like(centred_N_V), where=std_V > 1e-12)
