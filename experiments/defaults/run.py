@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import HERE, PROOF, keep_results, script, siftune, test_files, warmed_up, with_directions
 
-OWN = "less,less:rule=top,less:centre=true,less:rule=top:centre=true,random"
+OWN = "less,blend,rds+,less:rule=top,less:rule=round-robin,random"
 OTHERS = {  # name of the arm: direction, settings of the choice
     "adam": ("adam", ()),
     "adam-top": ("adam", ("--rule", "top")),

@@ -1,0 +1,61 @@
+"""Every cell of the tuning parts that a work folder holds, as results/tuning.json: what was trained, mean measures.
+
+python experiments/defaults/cells.py WORK
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from common import HERE, TASKS, stamp
+
+MEASURES = ("loss", "choice_loss", "correct")
+
+
+def cells(work: Path, part: str) -> list[dict[str, Any]]:
+    """The cells that were measured on the very rows of a part of the tests."""
+    ids = {}
+    for task in TASKS:
+        text = (work / "parts" / part / f"{task}.jsonl").read_text(encoding="utf-8")
+        ids[task] = [json.loads(line)["id"] for line in text.split("\n") if line]
+    files = sorted((work / "run-sgd" / "proof" / "cells").glob("*.json"))
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return [cell for cell in found if [score["id"] for score in cell["scores"]] == ids[cell["test"]]]
+
+
+def table(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By test, arm and seed: means, and loss minus that of `random` with the same seed on the same rows, with 1.96 standard errors."""
+    of = {(cell["test"], cell["about"]["arm"], cell["about"]["seed"]): cell["scores"] for cell in found}
+    result: dict[str, dict[str, Any]] = {task: {} for task in TASKS}
+    for (task, arm, seed), scores in sorted(of.items()):
+        means: dict[str, Any] = {
+            name: round(fmean(score[name] for score in scores), 4)
+            for name in MEASURES
+            if scores[0][name] is not None
+        }
+        if (task, "random", seed) in of and arm != "random":
+            random = of[task, "random", seed]
+            apart = [mine["loss"] - its["loss"] for mine, its in zip(scores, random, strict=True)]
+            means["to_random"] = [round(fmean(apart), 4), round(1.96 * stdev(apart) / len(apart) ** 0.5, 4)]
+        result[task].setdefault(arm, {})[str(seed)] = means
+    return result
+
+
+def main(work: Path) -> None:
+    """Write both tables."""
+    for part, folder in (("tuning", "defaults"), ("final", "headline")):
+        found = {**stamp(), "keep": "5%", "part": part, "tests": table(cells(work, part))}
+        file = HERE / folder / "results" / f"{part}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        for task, arms in found["tests"].items():
+            for arm, seeds in arms.items():
+                print(part, task, arm, seeds)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,109 @@
+"""Train and measure single cells of a comparison from a queue, in as many processes as one starts; `compare` finds them there.
+
+    OMP_NUM_THREADS=1 python experiments/worker.py WORK QUEUE
+
+A line of QUEUE is `ARM SEED ROWS PART:TASK,…`: what the arm is called; the seed; its rows, which are a file with a selection's rows, a method as
+`compare --methods` takes it (for the first task), `full` or `untrained`; the parts of tests to measure. A line that a process took is marked in QUEUE.claims.
+Layers are compiled, three rows go through at once and attention is eager: the same sums in another order, twice as fast here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+import siftune.proof.train as training_room
+from siftune.pipeline.arms import Test, chosen_rows
+from siftune.pipeline.progress import Reporter
+from siftune.pipeline.proving import Prover, Trained
+from siftune.pipeline.rundir import anchored, read_run_recipe
+from siftune.pipeline.session import Session
+from siftune.proof.evaluate import LIKELIHOOD
+from siftune.proof.train import Training
+from siftune.records.readers import read_target
+
+PROOF: dict[str, Any] = {"epochs": 3, "learning_rate": 5e-4}
+ROWS = 100
+_plain_warm_up = training_room.warm_up
+
+
+def compiled_warm_up(base: Any, *rest: Any, **settings: Any) -> Any:
+    """`warm_up` on compiled layers; `base` is as it was afterwards."""
+    attention = base.config._attn_implementation
+    base.set_attn_implementation("eager")
+    for layer in base.model.layers:
+        layer.compile(dynamic=True)
+    try:
+        return _plain_warm_up(base, *rest, **{**settings, "micro_batch": 3})
+    finally:
+        for layer in base.model.layers:
+            layer._compiled_call_impl = None
+        base.set_attn_implementation(attention)
+
+
+class Worker:
+    """Holds the run, the model and the tests."""
+
+    def __init__(self, work: Path):
+        run = work / "run-sgd"
+        recipe = anchored(read_run_recipe(run))
+        self.work, self.session = work, Session(run, recipe, Reporter(quiet=True), recipe)
+        self.prover = Prover(self.session, None, LIKELIHOOD)
+        self.recipe = recipe.with_settings({**PROOF, "lora_targets": self.prover.lora_targets(None)})
+
+    def test(self, name: str) -> Test:
+        """A part of a task's test: `final:bbh`."""
+        part, task = name.split(":")
+        source = str(self.work / "parts" / part / f"{task}.jsonl")
+        return Test(task, source, task, [row.example for row in read_target(source, task)])
+
+    def trained(self, arm: str, seed: int, rows: str, target: str) -> Trained:
+        """What a line asks to train, under the name that `compare` gives it."""
+        if rows == "untrained":
+            return self.prover.trained([], None, {"arm": rows, "keep": None, "seed": 0, "rows": 0})
+        if rows == "full":
+            tokens, keep = self.prover.full_pool(), None
+        elif Path(rows).is_file():
+            lines = Path(rows).read_text(encoding="utf-8").splitlines()
+            tokens, keep = self.prover.tokens([json.loads(line)["_siftune"]["row"] for line in lines]), "5%"
+        else:
+            tokens, keep = self.prover.tokens(chosen_rows(self.session, rows, "5%", target, seed)), "5%"
+        how = Training.of(self.recipe, n_rows=ROWS, batch=max(4, ROWS // 16), seed=seed)
+        return self.prover.trained(tokens, how, {"arm": arm, "keep": keep, "seed": seed, "rows": len(tokens)})
+
+    def work_on(self, line: str) -> None:
+        """Train what isn't trained, measure what isn't measured."""
+        arm, seed, rows, names = line.split()
+        tests = [self.test(name) for name in names.split(",")]
+        trained = self.trained(arm, int(seed), rows, tests[0].target)
+        for name, test in zip(names.split(","), tests, strict=True):
+            (cell,) = self.prover.cells(trained, [test])
+            print(name, arm, seed, round(fmean(score.loss for score in cell.scores), 4), flush=True)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def unclaimed(queue: Path) -> Iterator[str]:
+    """Lines that no process has taken yet, those added meanwhile too."""
+    while True:
+        for line in filter(None, queue.read_text(encoding="utf-8").splitlines()):
+            try:
+                (queue.with_name(f"{queue.name}.claims") / line.replace("/", "_")).mkdir(parents=True)
+            except FileExistsError:
+                continue
+            yield line
+            break
+        else:
+            return
+
+
+if __name__ == "__main__":
+    torch._dynamo.config.cache_size_limit = 64  # pyright: ignore[reportAttributeAccessIssue]
+    training_room.warm_up = compiled_warm_up
+    worker = Worker(Path(sys.argv[1]))
+    for line in unclaimed(Path(sys.argv[2])):
+        worker.work_on(line)
