@@ -14,6 +14,7 @@ from typing import Any
 from common import HERE, TASKS, stamp
 
 MEASURES = ("loss", "choice_loss", "correct")
+REFERENCES = ("random", "rds+", "sgd-4-by-subtask")
 
 
 def cells(work: Path, part: str) -> list[dict[str, Any]]:
@@ -28,7 +29,7 @@ def cells(work: Path, part: str) -> list[dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By test, arm and seed: means, and loss minus that of `random` with the same seed on the same rows, with 1.96 standard errors."""
+    """By test, arm and seed: means, and loss minus that of REFERENCES with the same seed on the same rows, with 1.96 standard errors."""
     of = {(cell["test"], cell["about"]["arm"], cell["about"]["seed"]): cell["scores"] for cell in found}
     result: dict[str, dict[str, Any]] = {task: {} for task in TASKS}
     for (task, arm, seed), scores in sorted(of.items()):
@@ -37,10 +38,12 @@ def table(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             for name in MEASURES
             if scores[0][name] is not None
         }
-        if (task, "random", seed) in of and arm != "random":
-            random = of[task, "random", seed]
-            apart = [mine["loss"] - its["loss"] for mine, its in zip(scores, random, strict=True)]
-            means["to_random"] = [round(fmean(apart), 4), round(1.96 * stdev(apart) / len(apart) ** 0.5, 4)]
+        for other in REFERENCES:
+            if other != arm and (task, other, seed) in of:
+                pairs = zip(scores, of[task, other, seed], strict=True)
+                apart = [mine["loss"] - its["loss"] for mine, its in pairs]
+                half = 1.96 * stdev(apart) / len(apart) ** 0.5
+                means[f"to {other}"] = [round(fmean(apart), 4), round(half, 4)]
         result[task].setdefault(arm, {})[str(seed)] = means
     return result
 
