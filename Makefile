@@ -40,7 +40,7 @@ check: $(READY)
 experiments: $(READY)
 	@test -d "$(DATA)" && test -n "$(WORK)" || { echo "say where data and work go: make experiments DATA=... WORK=... (experiments/README.md)"; exit 1; }
 	$(BIN)/python experiments/defaults/run.py $(DATA) $(WORK)
-	$(BIN)/python experiments/defaults/overlap.py $(WORK)/run
+	$(BIN)/python experiments/defaults/choices.py $(WORK)
 	$(BIN)/python experiments/headline/run.py $(DATA) $(WORK)
 	$(BIN)/python experiments/ltd/run.py $(DATA) $(WORK)
 

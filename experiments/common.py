@@ -13,7 +13,14 @@ from typing import Any
 
 HERE = Path(__file__).parent
 TASKS = ("gsm8k", "banking77", "bbh", "mmlu")
-PROOF = ("--epochs", "3", "--learning-rate", "5e-4", "--no-generate")
+TRAINING = {"epochs": 3, "learning_rate": 5e-4}
+PROOF = (
+    "--epochs",
+    str(TRAINING["epochs"]),
+    "--learning-rate",
+    str(TRAINING["learning_rate"]),
+    "--no-generate",
+)
 """How choices are trained: three epochs of 100 rows in steps of 6. The model can't generate these answers, so losses are measured."""
 
 

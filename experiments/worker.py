@@ -4,7 +4,7 @@
 
 A line of QUEUE is `ARM SEED ROWS PART:TASK,…`: what the arm is called; the seed; its rows, which are a file with a selection's rows, a method as
 `compare --methods` takes it (for the first task), `full` or `untrained`; the parts of tests to measure. A line that a process took is marked in QUEUE.claims.
-Layers are compiled, three rows go through at once and attention is eager: the same sums in another order, twice as fast here.
+Layers are compiled, three rows go through at once and attention is eager: the same sums in another order.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 import torch
 
 import siftune.proof.train as training_room
+from common import TRAINING
+from siftune.model.warmup import default_batch
 from siftune.pipeline.arms import Test, chosen_rows
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.proving import Prover, Trained
@@ -28,7 +30,6 @@ from siftune.proof.evaluate import LIKELIHOOD
 from siftune.proof.train import Training
 from siftune.records.readers import read_target
 
-PROOF: dict[str, Any] = {"epochs": 3, "learning_rate": 5e-4}
 ROWS = 100
 _plain_warm_up = training_room.warm_up
 
@@ -55,7 +56,7 @@ class Worker:
         recipe = anchored(read_run_recipe(run))
         self.work, self.session = work, Session(run, recipe, Reporter(quiet=True), recipe)
         self.prover = Prover(self.session, None, LIKELIHOOD)
-        self.recipe = recipe.with_settings({**PROOF, "lora_targets": self.prover.lora_targets(None)})
+        self.recipe = recipe.with_settings({**TRAINING, "lora_targets": self.prover.lora_targets(None)})
 
     def test(self, name: str) -> Test:
         """A part of a task's test: `final:bbh`."""
@@ -74,7 +75,7 @@ class Worker:
             tokens, keep = self.prover.tokens([json.loads(line)["_siftune"]["row"] for line in lines]), "5%"
         else:
             tokens, keep = self.prover.tokens(chosen_rows(self.session, rows, "5%", target, seed)), "5%"
-        how = Training.of(self.recipe, n_rows=ROWS, batch=max(4, ROWS // 16), seed=seed)
+        how = Training.of(self.recipe, n_rows=ROWS, batch=default_batch(ROWS), seed=seed)
         return self.prover.trained(tokens, how, {"arm": arm, "keep": keep, "seed": seed, "rows": len(tokens)})
 
     def work_on(self, line: str) -> None:

@@ -1,8 +1,8 @@
-"""The choices that the tuning trainings compare, as files: directions, rules, checkpoints, whitening, the blend with rds+.
+"""The choices that the tuning trainings compare: directions, rules, centring, checkpoints, whitening, the blend with rds+; what they share.
 
     python experiments/defaults/choices.py WORK
 
-WORK/run-DIRECTION (directions.py) -> WORK/choices/TASK-ARM.jsonl, 100 pool rows each, in the order taken. An arm is `DIRECTION-CHECKPOINTS-RULE`, or
+WORK/run-DIRECTION (directions.py) -> WORK/choices/TASK-ARM.jsonl, 100 pool rows each, in the order taken, and results/choices.json. An arm is `DIRECTION-CHECKPOINTS-RULE`, or
 `whitened`: sgd at checkpoint 4 with (K/N + .01)^-1 before it, K the pool's own products (TAROT); `blend-DIRECTION`: with rds+; `family`: random gsm8k rows.
 """
 
@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import TASKS
+from common import HERE, TASKS, stamp
 from siftune.datastore.index import read_index
 from siftune.methods.blend import blended_influence
 from siftune.methods.less import WeightedStore, less_influence
@@ -24,25 +26,27 @@ from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import read_run_recipe
 from siftune.pipeline.scoring import answer_of
 from siftune.pipeline.session import Session
+from siftune.records.recipe import Rule
 from siftune.selection.rules import order_of, scores_of
 from siftune.selection.selection import may_be_chosen
 
 COUNT, RIDGE = 100, 0.01
+REFERENCES = ("sgd-4-by-subtask", "rds+")
 
 
 class Chooser:
-    """Writes choices of a run of one direction."""
+    """Makes choices of a run of one direction."""
 
     def __init__(self, work: Path, direction: str):
-        path = work / f"run-{direction}"
-        recipe = read_run_recipe(path).with_settings({"keep": "5%"})
-        self.session = Session(path, recipe, Reporter(quiet=True), recipe)
-        self.out, self.index = work / "choices", read_index(path)
+        self.path = work / f"run-{direction}"
+        recipe = read_run_recipe(self.path).with_settings({"keep": "5%"})
+        self.session = Session(self.path, recipe, Reporter(quiet=True), recipe)
+        self.index = read_index(self.path)
 
-    def influence(self, task: str, checkpoints: list[int]) -> np.ndarray:
-        """`influence_N_V`, checkpoints weighted alike."""
-        stores = [WeightedStore(c, 1 / len(checkpoints), self.session.store(c)) for c in checkpoints]
-        return less_influence(self.session.target(task), stores, centre=False)
+    def influence(self, task: str, checkpoint: int, *, centre: bool = False) -> np.ndarray:
+        """`influence_N_V` under one checkpoint."""
+        store = WeightedStore(checkpoint, 1.0, self.session.store(checkpoint))
+        return less_influence(self.session.target(task), [store], centre=centre)
 
     def whitened(self, task: str) -> np.ndarray:
         """As above at checkpoint 4, whitened."""
@@ -50,45 +54,66 @@ class Chooser:
         features_N_D = np.concatenate([store.features(shard) for shard in store.plan.shards])
         n = len(features_N_D)
         ridge_N_N = features_N_D @ features_N_D.T / n + RIDGE * np.eye(n, dtype=np.float32)
-        return np.linalg.solve(ridge_N_N, self.influence(task, [4])).astype(np.float32)
+        return np.linalg.solve(ridge_N_N, self.influence(task, 4)).astype(np.float32)
 
     def likeness(self, task: str) -> np.ndarray:
         """`influence_N_V` of rds+."""
         recipe = self.session.recipe.with_settings({"method": "rds+"})
-        session = Session(self.session.path, recipe, self.session.reporter, recipe)
+        session = Session(self.path, recipe, self.session.reporter, recipe)
         found = answer_of(session, session.target(task)).influence_N_V
         assert found is not None
         return found
 
-    def choose(self, task: str, arm: str, influence_N_V: np.ndarray, rule: str = "by-subtask") -> None:
-        """Write the first rows by a rule."""
-        scores = scores_of(influence_N_V, self.session.target(task).subtask_V, rule)  # pyright: ignore[reportArgumentType]
+    def choose(self, task: str, influence_N_V: np.ndarray, rule: Rule = "by-subtask") -> list[int]:
+        """The first rows by a rule."""
+        scores = scores_of(influence_N_V, self.session.target(task).subtask_V, rule)
         may_N = may_be_chosen(self.index, scores.score_N, repeats=False)
-        self.write(f"{task}-{arm}", order_of(scores, influence_N_V, rule, may_N)[:COUNT].tolist())  # pyright: ignore[reportArgumentType]
+        return order_of(scores, influence_N_V, rule, may_N)[:COUNT].tolist()
 
-    def write(self, name: str, rows: list[int]) -> None:
-        """Write pool rows as a selection names them."""
-        self.out.mkdir(exist_ok=True)
-        lines = [json.dumps({"_siftune": {"row": row}}) + "\n" for row in rows]
-        (self.out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+def choices(choosers: dict[str, Chooser], task: str) -> dict[str, list[int]]:
+    """The arms of one task."""
+    sgd, rules = choosers["sgd"], get_args(Rule)
+    likeness_N_V = sgd.likeness(task)
+    found = {"rds+": sgd.choose(task, likeness_N_V), "whitened": sgd.choose(task, sgd.whitened(task))}
+    for direction, chooser in choosers.items():
+        last = chooser.influence(task, 4)
+        for rule in rules:
+            found[f"{direction}-4-{rule}"] = chooser.choose(task, last, rule)
+        found[f"{direction}-4-centred"] = chooser.choose(task, chooser.influence(task, 4, centre=True))
+        found[f"{direction}-1-by-subtask"] = chooser.choose(task, chooser.influence(task, 1))
+        found[f"blend-{direction}"] = chooser.choose(task, blended_influence(last, likeness_N_V))
+    if task == "gsm8k":
+        family = np.flatnonzero(sgd.index["source"].to_numpy(zero_copy_only=False) == task).tolist()
+        random.Random(0).shuffle(family)
+        found["family"] = family[:COUNT]
+    return found
 
 
 def main(work: Path) -> None:
-    """Write all of them."""
-    sgd = Chooser(work, "sgd")
-    for direction in ("sgd", "adam", "adam-precond"):
-        chooser = Chooser(work, direction)
-        for task in TASKS:
-            last = chooser.influence(task, [4])
-            for rule in ("by-subtask", "round-robin", "top"):
-                chooser.choose(task, f"{direction}-4-{rule}", last, rule)
-            chooser.choose(task, f"{direction}-1-by-subtask", chooser.influence(task, [1]))
-            chooser.choose(task, f"blend-{direction}", blended_influence(last, sgd.likeness(task)))
+    """Write the files, and what the choices share and consist of."""
+    choosers = {direction: Chooser(work, direction) for direction in ("sgd", "adam", "adam-precond")}
+    source_N = choosers["sgd"].index["source"].to_pylist()
+    checkpoints = sorted((choosers["sgd"].path / "checkpoints").glob("[0-9]*"))
+    weights = {c.name: json.loads((c / "checkpoint.json").read_text())["weight"] for c in checkpoints}
+    tasks = {}
+    (work / "choices").mkdir(exist_ok=True)
     for task in TASKS:
-        sgd.choose(task, "whitened", sgd.whitened(task))
-    family = np.flatnonzero(sgd.index["source"].to_numpy(zero_copy_only=False) == "gsm8k").tolist()
-    random.Random(0).shuffle(family)
-    sgd.write("gsm8k-family", family[:COUNT])
+        found = choices(choosers, task)
+        for arm, rows in found.items():
+            lines = [json.dumps({"_siftune": {"row": row}}) + "\n" for row in rows]
+            (work / "choices" / f"{task}-{arm}.jsonl").write_text("".join(lines), encoding="utf-8")
+        shared = {
+            one: {arm: len(set(rows) & set(found[one])) for arm, rows in found.items()} for one in REFERENCES
+        }
+        sources = {
+            arm: dict(Counter(source_N[row] for row in rows).most_common()) for arm, rows in found.items()
+        }
+        tasks[task] = {"shared": shared, "sources": sources}
+        print(task, shared)
+    result = {**stamp(), "rows": COUNT, "weights": weights, "tasks": tasks}
+    out = HERE / "defaults" / "results" / "choices.json"
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

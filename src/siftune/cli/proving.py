@@ -76,7 +76,7 @@ def compare(
         bool,
         typer.Option(
             "--precise/--no-precise",
-            help="Measure in fp32 whatever the training's dtype (default: yes); rounding of 16 bits shifts means by .03.",
+            help="Measure in fp32 whatever the training's dtype (default: yes), since 16 bits round means by as much as choices differ.",
             rich_help_panel=PROOF,
             show_default=False,
         ),

@@ -1,7 +1,7 @@
 """A model computing in fp32 for as long as it is measured, whatever its weights are kept in.
 
-16-bit activations round each row's loss by several hundredths, all rows of a batch alike, so that a mean over a test
-shifts by as much as two choices differ. The weights stay the very same: every 16-bit number is an fp32 number.
+16-bit activations round the losses of rows, and not each its own way: a mean over a test shifts with how rows are batched, by
+as much as two choices may differ (benchmarks/measuring.py). The weights stay the very same: every 16-bit number is an fp32 number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ HALF = (torch.bfloat16, torch.float16)
 def in_fp32(model: nn.Module) -> Iterator[None]:
     """Parameters and buffers of 16 bits are fp32 for the length of a block, afterwards as they were.
 
-    A quantised model goes on computing as it does: its kernels take 16 bits alone. Nothing may train in the block.
+    A quantised model goes on computing as it does: its kernels take 16 bits alone. No 16-bit weight may train
+    in the block; an adapter, which is fp32, may.
     """
     quantised = getattr(model.config, "quantization_config", None) is not None
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in HALF and not quantised]

@@ -26,6 +26,7 @@ from siftune.methods.less import WeightedStore, less_influence
 from siftune.model.checkpoint import Checkpoint, list_checkpoints
 from siftune.model.load import quiet_transformers
 from siftune.model.lora import adapter_on
+from siftune.model.precision import in_fp32
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import locked, read_run_recipe
 from siftune.pipeline.session import Session
@@ -178,10 +179,9 @@ class _Check:
             return
         self.session.make_pool()  # which refuses another tokenizer than the run's
         tokens = {a.target.name: self._target_tokens(a) for new in missing.values() for a in new}
-        base, total = self._base_in_fp32(), len(batches) * len(self.checkpoints)
-        with self.session.reporter.bar(
-            "steps on random batches", total, "steps", total - len(missing)
-        ) as advance:
+        base, total = self._base(), len(batches) * len(self.checkpoints)
+        bar = self.session.reporter.bar("steps on random batches", total, "steps", total - len(missing))
+        with in_fp32(base), bar as advance:
             for checkpoint in self.checkpoints:
                 todo = {batch: new for (number, batch), new in missing.items() if number == checkpoint.number}
                 if todo:
@@ -218,14 +218,13 @@ class _Check:
                     a.keep(batch, row_B, before[a.target.name], after[a.target.name])
                 yield batch
 
-    def _base_in_fp32(self) -> PreTrainedModel:
-        """The run's very weights, computed with in fp32: 16-bit activations round the loss by as much as a step moves it."""
+    def _base(self) -> PreTrainedModel:
+        """The run's base model; told where it can't compute in fp32: 16 bits round the loss by as much as a step moves it."""
         base = base_model(self.session)
-        if getattr(base.config, "quantization_config", None) is None:
-            return base.float()
-        self.session.reporter.warn(
-            "a quantised base does not compute in fp32: its rounding may hide the drops, so little agreement says little"
-        )
+        if getattr(base.config, "quantization_config", None) is not None:
+            self.session.reporter.warn(
+                "a quantised base does not compute in fp32: its rounding may hide the drops, so little agreement says little"
+            )
         return base
 
     def _target_tokens(self, asked: _Asked) -> list[Row]:
