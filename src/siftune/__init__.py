@@ -9,6 +9,7 @@
 
     plan = siftune.Comparison(tests={"maths": "test.jsonl"}, methods=["less", "rds+"])
     siftune.compare("RUN", plan)["maths"]["tables"][0]["sentence"]      # is the choice worth it?
+    siftune.report("RUN").page                                          # what was selected and why
 
 Names are imported when first used: `import siftune` alone does not import torch.
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from siftune.pipeline.checking import CheckResult, check
     from siftune.pipeline.comparing import Comparison, compare
     from siftune.pipeline.progress import Reporter
+    from siftune.pipeline.reporting import Report, report
     from siftune.pipeline.run import RunResult, append, run, score, select
     from siftune.records.errors import SiftuneError
     from siftune.records.recipe import Recipe
@@ -36,6 +38,7 @@ __all__ = [
     "Datastore",
     "Pool",
     "Recipe",
+    "Report",
     "Reporter",
     "RunResult",
     "Selection",
@@ -44,6 +47,7 @@ __all__ = [
     "append",
     "check",
     "compare",
+    "report",
     "run",
     "score",
     "select",
@@ -55,6 +59,7 @@ _WHERE = {
     "Datastore": "siftune.datastore.store",
     "Pool": "siftune.datastore.pool",
     "Recipe": "siftune.records.recipe",
+    "Report": "siftune.pipeline.reporting",
     "Reporter": "siftune.pipeline.progress",
     "RunResult": "siftune.pipeline.run",
     "Selection": "siftune.selection.selection",
@@ -63,6 +68,7 @@ _WHERE = {
     "append": "siftune.pipeline.run",
     "check": "siftune.pipeline.checking",
     "compare": "siftune.pipeline.comparing",
+    "report": "siftune.pipeline.reporting",
     "run": "siftune.pipeline.run",
     "score": "siftune.pipeline.run",
     "select": "siftune.pipeline.run",

@@ -19,6 +19,7 @@ rendered chat; the mask is found by position and stays right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -123,6 +124,10 @@ class ChatEncoder:
             (f"{key} template " if len(self._templates) > 1 else "") + template.describe()
             for key, template in self._templates.items()
         )
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
     def encode(self, example: Example) -> Encoded | str:
         """The example's tokens and mask, or the reason why it must be left out. Never raises on data."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from siftune.cli import proving, selecting
+from siftune.cli import proving, reporting, selecting
 from siftune.cli.app import app
 
-__all__ = ["app", "main", "proving", "selecting"]
+__all__ = ["app", "main", "proving", "reporting", "selecting"]
 
 
 def main() -> None:

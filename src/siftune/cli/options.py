@@ -91,4 +91,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=MACHINE)
 ]
+NoText = Annotated[
+    bool,
+    typer.Option(
+        "--no-text", help="Leave the text of rows out of report, quarantine and log.", rich_help_panel=MACHINE
+    ),
+]
 RunDir = Annotated[Path, typer.Argument(help="The run directory.", show_default=False)]

@@ -27,6 +27,7 @@ from siftune.cli.options import (
     Method,
     Name,
     NearDuplicates,
+    NoText,
     PerSource,
     Pool,
     Quiet,
@@ -160,6 +161,7 @@ def run(
         ),
     ] = None,
     shard_rows: Annotated[Int, option("--shard-rows", "Pool rows in a shard (256).", MACHINE)] = None,
+    no_text: NoText = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -170,11 +172,15 @@ def run(
     }
     with told(debug, again()):
         from siftune.pipeline import run as pipeline
+        from siftune.pipeline.reporting import report
         from siftune.pipeline.settings import gathered
 
         asked = gathered(recipe_file=recipe, preset=preset, set_lines=settings or [], given=given)
         result = pipeline.run(asked, out, until=until, reporter=reporter(quiet))  # pyright: ignore[reportArgumentType]
+        page = report(out, reporter=reporter(True)).page if result.selections else None
         closing(result, as_json, until)
+        if page and not as_json:
+            typer.echo(f"report         {page}")
 
 
 _NOT_SETTINGS = {"out", "until", "recipe", "preset", "settings", "quiet", "as_json", "debug"}

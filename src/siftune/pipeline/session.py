@@ -246,7 +246,11 @@ class Session:
             for row, reason in Datastore(folder, self.pool.plan).without_feature():
                 without_feature.setdefault(row, f"{reason} for {folder.parent.name}")
         write_index(
-            self.path, self.pool, warmup_rows=self.warmup_rows() or [], without_feature=without_feature
+            self.path,
+            self.pool,
+            warmup_rows=self.warmup_rows() or [],
+            without_feature=without_feature,
+            with_text=not self.recipe.no_text,
         )
 
     def warmup_rows(self) -> list[int] | None:

@@ -160,6 +160,9 @@ class Recipe(BaseModel):
         str | None, BeforeValidator(lambda v: v if v is None else check_name(str(v), "selection"))
     ] = Field(None, description="the selection's name; default its target's")
 
+    # Privacy
+    no_text: bool = Field(False, description="leave the text of rows out of report, quarantine and log")
+
     # Machine
     seed: int = Field(
         0, ge=0, lt=2**63, description="of warm-up rows, LoRA, data order, projection, random method"

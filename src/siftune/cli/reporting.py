@@ -1,0 +1,45 @@
+"""The command that shows a selection to a person: report."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from siftune.cli.app import again, app, reporter, told
+from siftune.cli.options import DATA, AsJson, Debug, NoText, Quiet, RunDir, Texts, option
+
+
+@app.command()
+def report(
+    run_dir: RunDir,
+    name: Annotated[
+        Texts, option("--name", "Selections to report, give it several times; default all.", DATA)
+    ] = None,
+    test: Annotated[
+        Texts, option("--test", "Held-out rows to look for in the pool.", DATA, "NAME=FILE")
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="Print it too.", rich_help_panel=DATA)] = False,
+    no_text: NoText = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """What was selected, why, and what to look at: writes RUN/report.html and RUN/report.json."""
+    with told(debug, again()):
+        from siftune.pipeline import reporting
+        from siftune.records.recipe import make_recipe
+
+        tests = make_recipe({"target": test or []}, where="--test").target
+        written = reporting.report(
+            run_dir, names=name or [], tests=tests, no_text=no_text, reporter=reporter(quiet)
+        )
+        if as_json:
+            typer.echo(json.dumps(written.facts))
+            return
+        if text:
+            from siftune.report.terminal import show
+
+            show(written.facts)
+        typer.echo(f"report         {written.page}")

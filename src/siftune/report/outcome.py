@@ -1,0 +1,93 @@
+"""Section 9: what `compare`, `check` and `demo` measured in this run, read from `RUN/proof`."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+from siftune.proof.measures import measured
+from siftune.proof.show import against, arm_cells, table_title, with_interval
+from siftune.records.files import read_json
+
+
+def outcome_section(path: Path) -> dict[str, Any]:
+    """Comparisons by test, the first-order check and the demo's measurement; each empty where it never ran."""
+    proof = path / "proof"
+    comparisons = [_comparison(file) for file in sorted(proof.glob("*/comparison.json"))]
+    check = read_json(proof / "check.json")["targets"] if (proof / "check.json").exists() else []
+    demo = read_json(proof / "demo.json") if (proof / "demo.json").exists() else []
+    return {
+        "comparisons": comparisons,
+        "check": [
+            {
+                "target": of["name"],
+                "sentence": of["sentence"],
+                "checkpoints": [
+                    {"checkpoint": p["checkpoint"], "batches": len(p["measured_K"]), **p["by_predicted"]}
+                    for p in [*of["checkpoints"], of["overall"]]
+                ],
+            }
+            for of in check
+        ],
+        "demo": [
+            {
+                "name": arm["name"],
+                "rows": arm["n_rows"],
+                "loss": arm["summary"]["loss"],
+                "accuracy": arm["summary"]["accuracy"],
+            }
+            for arm in demo
+        ],
+    }
+
+
+def plots_of(path: Path, test: str) -> list[str]:
+    """The plots of a comparison as data addresses, in the order of its tables: an image keeps its styles to itself."""
+    folder = path / "proof" / test
+    files = [folder / "comparison.svg", *sorted(folder.glob("comparison-*.svg"))]
+    return [
+        f"data:image/svg+xml;base64,{b64encode(file.read_bytes()).decode('ascii')}"
+        for file in files
+        if file.exists()
+    ]
+
+
+def _comparison(file: Path) -> dict[str, Any]:
+    found = read_json(file)
+    return {
+        "test": found["test"],
+        "target": found["target"],
+        "rows": found["n_rows"],
+        "model": Path(found["model"]).name,
+        "tables": [_table(table) for table in found["tables"]],
+    }
+
+
+def _table(table: dict[str, Any]) -> dict[str, Any]:
+    measures = measured(table["arms"])
+    subject = next(arm for arm in table["arms"] if arm["name"] == table["subject"])
+    against_random = subject["measures"][measures[0].name].get("against_random")
+    return {
+        "title": table_title(table),
+        "sentence": table["sentence"],
+        "heads": [
+            "trained on",
+            "rows",
+            "seeds",
+            *(head for m in measures for head in (m.words, "against random")),
+        ],
+        "arms": [
+            [
+                arm["name"],
+                f"{arm['n_rows']:,}",
+                str(len(arm["seeds"])),
+                *arm_cells(arm, measures, with_interval, against),
+            ]
+            for arm in table["arms"]
+        ],
+        "subject": table["subject"],
+        "worse_than_random": bool(
+            against_random and against_random["significant"] and not against_random["better"]
+        ),
+    }
