@@ -15,11 +15,8 @@ language = "en-GB"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest", "from_code"]
 exclude_patterns = ["_build"]
-nitpicky = False
 
 myst_heading_anchors = 3
-myst_links_external_new_tab = False
-suppress_warnings: list[str] = []
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -28,5 +25,8 @@ default_role = "code"  # docstrings write `name` for code
 html_theme = "furo"
 html_title = "siftune"
 html_show_sourcelink = False
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}

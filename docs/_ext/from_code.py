@@ -5,6 +5,7 @@ A page holds a marker, `<!-- from code: commands -->` or `<!-- from code: recipe
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -17,10 +18,12 @@ from siftune.cli import app as command_line
 from siftune.records.recipe import PRESETS, Recipe
 
 # A docstring's line about one argument or attribute, and one that carries it on.
-_ITEM = re.compile(r"([A-Za-z_][\w, ]*):\s+(\S.*)")
+_ITEM = re.compile(r"([A-Za-z_]\w*(?:, \w+)*):\s+(\S.*)")
 _CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 # A link to Markdown that is no page of the site: offered as a file, since a page of it there is none.
 _OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:experiments|examples)/[^)#]*\.md)\)")
+_FIRST = ("demo", "run")
+"""Where a person starts; the other commands follow by name."""
 _CONTINUED = re.compile(r"\s{2,}\S")
 
 
@@ -43,7 +46,8 @@ def commands() -> str:
     """Every command with its arguments and options, as Markdown."""
     group = typer.main.get_command(command_line)
     parts = []
-    for name, command in group.commands.items():  # pyright: ignore[reportAttributeAccessIssue]
+    found = group.commands  # pyright: ignore[reportAttributeAccessIssue]
+    for name, command in sorted(found.items(), key=lambda item: (item[0] not in _FIRST, item[0])):
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         usage = " ".join([name, *(p.name.upper() for p in arguments), "[OPTIONS]"])
         parts += [f"## siftune {name}\n", f"{_cell(command.help)}\n", f"```text\nsiftune {usage}\n```\n"]
@@ -78,24 +82,29 @@ def recipe() -> str:
     """Every setting of the recipe with its kind and default, and the presets, as Markdown."""
     flags = _flags()
     properties = Recipe.model_json_schema()["properties"]
-    lines = ["| setting | kind | default | what | flag of `run` |", "|---|---|---|---|---|"]
+    lines = ["| setting | what | kind | default |", "|---|---|---|---|"]
     for name, field in Recipe.model_fields.items():
         default = field.get_default(call_default_factory=True)
-        shown = "" if default is None or default is PydanticUndefined else f"`{default}`"
-        flag = f"`{flags[name]}`" if name in flags else "`--set`"
+        shown = "" if default in (None, PydanticUndefined) else f"`{_plain(default)}`"
+        flag = "" if name in flags else " by `--set`"
         lines.append(
-            f"| `{name}` | {_kind(properties[name])} | {shown} | {_cell(field.description or '')} | {flag} |"
+            f"| `{name}`{flag} | {_cell(field.description or '')} | {_kind(properties[name])} | {shown} |"
         )
     for preset, settings in PRESETS.items():
         lines += [f"\n## `--preset {preset}`\n", "| setting | value |", "|---|---|"]
-        lines += [f"| `{name}` | `{value}` |" for name, value in settings.items()]
+        lines += [f"| `{name}` | `{_plain(value)}` |" for name, value in settings.items()]
     return "\n".join(lines) + "\n"
 
 
-def _flags() -> dict[str, str]:
-    """The options of `siftune run` by the setting that they give."""
+def _flags() -> set[str]:
+    """The settings that have an option of `siftune run` to themselves."""
     run = typer.main.get_command(command_line).commands["run"]  # pyright: ignore[reportAttributeAccessIssue]
-    return {option.name: option.opts[0] for option in run.params}
+    return {option.name for option in run.params}
+
+
+def _plain(value: Any) -> str:
+    """A value as a recipe file has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _kind(schema: dict[str, Any]) -> str:
