@@ -14,6 +14,7 @@ import typer
 from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 
+import siftune
 from siftune.cli import app as command_line
 from siftune.records.recipe import PRESETS, Recipe
 
@@ -35,7 +36,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def _fill(app: Sphinx, page: str, source: list[str]) -> None:
-    for name, make in (("commands", commands), ("recipe", recipe)):
+    for name, make in (("commands", commands), ("recipe", recipe), ("names", lambda: names(source[0]))):
         marker = f"<!-- from code: {name} -->"
         if marker in source[0]:
             source[0] = source[0].replace(marker, make())
@@ -49,7 +50,8 @@ def commands() -> str:
     found = group.commands  # pyright: ignore[reportAttributeAccessIssue]
     for name, command in sorted(found.items(), key=lambda item: (item[0] not in _FIRST, item[0])):
         arguments = [p for p in command.params if p.param_type_name == "argument"]
-        usage = " ".join([name, *(p.name.upper() for p in arguments), "[OPTIONS]"])
+        stand_ins = [p.name.upper() if p.required else f"[{p.name.upper()}]" for p in arguments]
+        usage = " ".join([name, *stand_ins, "[OPTIONS]"])
         parts += [f"## siftune {name}\n", f"{_cell(command.help)}\n", f"```text\nsiftune {usage}\n```\n"]
         kinds = get_type_hints(command.callback)
         panels: dict[str, list[str]] = {}
@@ -94,6 +96,18 @@ def recipe() -> str:
         lines += [f"\n## `--preset {preset}`\n", "| setting | value |", "|---|---|"]
         lines += [f"| `{name}` | `{_plain(value)}` |" for name, value in settings.items()]
     return "\n".join(lines) + "\n"
+
+
+def names(page: str) -> str:
+    """siftune's public names that the page doesn't tell of in a place of its own, as directives."""
+    left = [
+        name for name in siftune.__all__ if f":: siftune.{name}\n" not in page.replace("(**settings)", "")
+    ]
+    kinds = {
+        name: "autoclass" if isinstance(getattr(siftune, name), type) else "autofunction" for name in left
+    }
+    lines = [f".. {kind}:: siftune.{name}" for name, kind in kinds.items()]
+    return "\n".join(["```{eval-rst}", *lines, "```"]) if left else ""
 
 
 def _flags() -> set[str]:
