@@ -4,14 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CODE := src tests benchmarks experiments examples docs
 
-.PHONY: help setup demo test check experiments lint-fix clean
+.PHONY: help setup demo test check docs experiments lint-fix clean
 
 help:
 	@echo "make setup     make $(VENV) with siftune and what developing it needs (Python 3.11 or newer; PYTHON=... names one)"
 	@echo "make demo      siftune on a real model and real data, start to end (ARGS=... goes to siftune demo)"
 	@echo "make test      the tests (ARGS=... goes to pytest)"
 	@echo "make check     style and types: ruff, basedpyright"
+	@echo "make docs      the documentation as a site in docs/_build/html, and its examples tried (warnings are errors)"
 	@echo "make experiments DATA=... WORK=...  the experiments: hours, stops and goes on at any moment"
 	@echo "make lint-fix  let ruff put right what it can"
 	@echo "make clean     remove $(VENV) and what tools left behind"
@@ -33,9 +35,14 @@ test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(READY)
-	$(BIN)/ruff check src tests benchmarks experiments
-	$(BIN)/ruff format --check src tests benchmarks experiments
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/basedpyright
+
+docs: $(READY)
+	$(BIN)/python -m sphinx -E -W --keep-going -q -d docs/_build/doctrees -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees -b doctest docs docs/_build/doctest
+	@echo "docs/_build/html/index.html"
 
 experiments: $(READY)
 	@test -d "$(DATA)" && test -n "$(WORK)" || { echo "say where data and work go: make experiments DATA=... WORK=... (experiments/README.md)"; exit 1; }
@@ -45,9 +52,9 @@ experiments: $(READY)
 	$(BIN)/python experiments/ltd/run.py $(DATA) $(WORK)
 
 lint-fix: $(READY)
-	$(BIN)/ruff check --fix src tests benchmarks experiments
-	$(BIN)/ruff format src tests benchmarks experiments
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .hypothesis .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
