@@ -14,7 +14,7 @@ help:
 	@echo "make test      the tests (ARGS=... goes to pytest)"
 	@echo "make check     style and types: ruff, basedpyright"
 	@echo "make docs      the documentation as a site in docs/_build/html, and its examples tried (warnings are errors)"
-	@echo "make experiments DATA=... WORK=...  the experiments: hours, stops and goes on at any moment"
+	@echo "make experiments DATA=... WORK=... ENCODER=...  the experiments: hours, stops and goes on at any moment"
 	@echo "make lint-fix  let ruff put right what it can"
 	@echo "make clean     remove $(VENV) and what tools left behind"
 
@@ -45,11 +45,11 @@ docs: $(READY)
 	@echo "docs/_build/html/index.html"
 
 experiments: $(READY)
-	@test -d "$(DATA)" && test -n "$(WORK)" || { echo "say where data and work go: make experiments DATA=... WORK=... (experiments/README.md)"; exit 1; }
+	@test -d "$(DATA)" && test -n "$(WORK)" && test -d "$(ENCODER)" || { echo "say where data, work and a sentence encoder are: make experiments DATA=... WORK=... ENCODER=... (experiments/README.md)"; exit 1; }
 	$(BIN)/python experiments/defaults/run.py $(DATA) $(WORK)
 	$(BIN)/python experiments/defaults/choices.py $(WORK)
 	$(BIN)/python experiments/headline/run.py $(DATA) $(WORK)
-	$(BIN)/python experiments/ltd/run.py $(DATA) $(WORK)
+	$(BIN)/python experiments/ltd/run.py $(DATA) $(WORK) $(ENCODER)
 
 lint-fix: $(READY)
 	$(BIN)/ruff check --fix $(CODE)

@@ -1,9 +1,10 @@
 """Train and measure single cells of a comparison from a queue, in as many processes as one starts; `compare` finds them there.
 
-    OMP_NUM_THREADS=1 python experiments/worker.py WORK QUEUE
+    OMP_NUM_THREADS=1 python experiments/worker.py RUN QUEUE
 
-A line of QUEUE is `ARM SEED ROWS PART:TASK,…`: what the arm is called; the seed; its rows, which are a file with a selection's rows, a method as
-`compare --methods` takes it (for the first task), `full` or `untrained`; the parts of tests to measure. A line that a process took is marked in QUEUE.claims.
+A line of QUEUE is `ARM SEED ROWS PART:TASK,…`: what the arm is called; the seed; its rows, which are a file with a selection's rows or with rows of any kind, a
+method as `compare --methods` takes it (for the first task), `full` or `untrained`; the parts of tests (beside RUN, parts.py) to measure. A line that a process took is
+marked in QUEUE.claims.
 Layers are compiled, three rows go through at once and attention is eager: the same sums in another order.
 """
 
@@ -20,7 +21,7 @@ import torch
 
 import siftune.proof.train as training_room
 from common import TRAINING
-from siftune.model.warmup import default_batch
+from siftune.model.warmup import Row, default_batch
 from siftune.pipeline.arms import Test, chosen_rows
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.proving import Prover, Trained
@@ -28,7 +29,8 @@ from siftune.pipeline.rundir import anchored, read_run_recipe
 from siftune.pipeline.session import Session
 from siftune.proof.evaluate import LIKELIHOOD
 from siftune.proof.train import Training
-from siftune.records.readers import read_target
+from siftune.records.example import Example
+from siftune.records.readers import read_pool, read_target
 
 ROWS = 100
 _plain_warm_up = training_room.warm_up
@@ -51,10 +53,9 @@ def compiled_warm_up(base: Any, *rest: Any, **settings: Any) -> Any:
 class Worker:
     """Holds the run, the model and the tests."""
 
-    def __init__(self, work: Path):
-        run = work / "run-sgd"
+    def __init__(self, run: Path):
         recipe = anchored(read_run_recipe(run))
-        self.work, self.session = work, Session(run, recipe, Reporter(quiet=True), recipe)
+        self.work, self.session = run.parent, Session(run, recipe, Reporter(quiet=True), recipe)
         self.prover = Prover(self.session, None, LIKELIHOOD)
         self.recipe = recipe.with_settings({**TRAINING, "lora_targets": self.prover.lora_targets(None)})
 
@@ -71,12 +72,20 @@ class Worker:
         if rows == "full":
             tokens, keep = self.prover.full_pool(), None
         elif Path(rows).is_file():
-            lines = Path(rows).read_text(encoding="utf-8").splitlines()
-            tokens, keep = self.prover.tokens([json.loads(line)["_siftune"]["row"] for line in lines]), "5%"
+            tokens, keep = self.tokens_of(Path(rows)), "5%"
         else:
             tokens, keep = self.prover.tokens(chosen_rows(self.session, rows, "5%", target, seed)), "5%"
         how = Training.of(self.recipe, n_rows=ROWS, batch=default_batch(ROWS), seed=seed)
         return self.prover.trained(tokens, how, {"arm": arm, "keep": keep, "seed": seed, "rows": len(tokens)})
+
+    def tokens_of(self, file: Path) -> list[Row]:
+        """Of a selection's rows by their numbers in the pool, of others by their text."""
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        if all("_siftune" in line for line in lines):
+            return self.prover.tokens([line["_siftune"]["row"] for line in lines])
+        return self.prover.encoded(
+            [row for row in read_pool([str(file)]) if isinstance(row, Example)], file.name
+        )
 
     def work_on(self, line: str) -> None:
         """Train what isn't trained, measure what isn't measured."""

@@ -1,8 +1,8 @@
 """Three questions of Low Training Data instruction tuning (arXiv 2305.09246), on two tasks. Goes on where it was.
 
-    python experiments/ltd/run.py DATA WORK [SEEDS] [TASK …]
+    python experiments/ltd/run.py DATA WORK ENCODER [SEEDS] [TASK …]
 
-The pool: all rows of both tasks in pool.jsonl (gsm8k 2,000, banking77 800; each a family) and pool_2k's rows of other tasks. Every arm takes
+ENCODER is the folder of a sentence encoder, as the paper has one (all-MiniLM-L6-v2 here). The pool: all rows of both tasks in pool.jsonl (gsm8k 2,000, banking77 800; each a family) and pool_2k's rows of other tasks. Every arm takes
 the same optimizer steps.
 
 1. task rows alone, or mixed with others:  100 by ltd inside the family; 50 of them and 50 random others; 100 by ltd without a family
@@ -71,7 +71,7 @@ def arms(pool: list[dict], chosen: list[dict], task: str, folder: Path) -> dict[
     return {name: write(folder / f"{name}.jsonl", rows) for name, rows in files.items()}
 
 
-def main(data: Path, work: Path, seeds: str, tasks: tuple[str, ...]) -> None:
+def main(data: Path, work: Path, encoder: str, seeds: str, tasks: tuple[str, ...]) -> None:
     """All stages; each looks first for what is there."""
     from siftune.demo.model import demo_model
 
@@ -79,25 +79,12 @@ def main(data: Path, work: Path, seeds: str, tasks: tuple[str, ...]) -> None:
     run, pool = work / "run-ltd", both_families(data)
     targets = [word for task in WORDINGS for word in ("--target", f"{task}={data / 'targets' / task / 'fewshot.jsonl'}")]  # fmt: skip
     siftune(
-        "run", "--out", str(run), "--model", str(demo_model()), "--pool", write(work / "ltd" / "pool.jsonl", pool), *targets, "--method", "ltd", "--keep", "100",
+        "run", "--out", str(run), "--model", str(demo_model()), "--pool", write(work / "ltd" / "pool.jsonl", pool), *targets, "--method", "ltd", "--encoder", encoder, "--keep", "100",
         "--threads", "1", "--batch-tokens", "512",
     )  # fmt: skip
     for task in tasks:
         family = f"dataset={task}"
-        siftune(
-            "select",
-            str(run),
-            "--target",
-            task,
-            "--method",
-            "ltd",
-            "--family",
-            family,
-            "--keep",
-            "100",
-            "--name",
-            f"{task}-family",
-        )
+        siftune("select", str(run), "--target", task, "--method", "ltd", "--family", family, "--keep", "100", "--name", f"{task}-family")  # fmt: skip
         selected = run / "selections" / f"{task}-family" / "selected.jsonl"
         rows = [pool[json.loads(line)["_siftune"]["row"]] for line in selected.open(encoding="utf-8")]
         also = [word for name, file in arms(pool, rows, task, work / "ltd" / task).items() for word in ("--also", f"{name}={file}")]  # fmt: skip
@@ -112,6 +99,7 @@ if __name__ == "__main__":
     main(
         Path(sys.argv[1]),
         Path(sys.argv[2]),
-        *(sys.argv[3:4] or ["1"]),
-        tuple(sys.argv[4:]) or tuple(WORDINGS),
+        sys.argv[3],
+        *(sys.argv[4:5] or ["1"]),
+        tuple(sys.argv[5:]) or tuple(WORDINGS),
     )
