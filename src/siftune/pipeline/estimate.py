@@ -123,7 +123,9 @@ class StagePlan:
     disk_bytes: int
 
     @classmethod
-    def at_rate(cls, stage: str, what: str, load: Load, rate: Rate, disk: int, setup: float = 0) -> StagePlan:
+    def at_rate(
+        cls, stage: str, what: str, load: Load, rate: Rate, disk: int, setup: float = 0.0
+    ) -> StagePlan:
         """A stage that is a load at a rate; `setup`: seconds that come once."""
         seconds, part = rate.seconds(load) + setup, 1 + rate.error
         return cls(stage, what, load.rows, load.tokens, seconds, seconds / part, seconds * part, disk)

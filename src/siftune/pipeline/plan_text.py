@@ -71,18 +71,14 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     facts.append(("disk", f"{size(plan.disk_free_bytes)} free; a selection adds the chosen rows once more"))
     if plan.price:
         _, low, high = plan.price
-        facts.append(("price", f"{low:.2f} to {high:.2f}, at {plan.price_per_hour:g} an hour"))
+        money = f"{low:.2f} to {high:.2f}" if high >= 0.01 else "under 0.01"
+        facts.append(("price", f"{money}, at {plan.price_per_hour:g} an hour"))
     on = f"{rests['device']}, {rests['dtype']}"
     if rests["device"] == "cpu":
         threads = rests["threads"]
         on += f", {threads} thread{'s' * (threads != 1)}"
-    facts.append(
-        (
-            "from",
-            f"{rests['probe_batches']} probe batches in {rests['probe_seconds']:.1f} s on {on}; time is a range,",
-        )
-    )
-    facts.append(("", "rows, tokens and disk are counted"))
+    probed = f"{rests['probe_batches']} probe batches in {rests['probe_seconds']:.1f} s on {on}"
+    facts.append(("from", f"{probed}; the rest is counted"))
     return facts
 
 

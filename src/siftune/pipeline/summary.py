@@ -66,6 +66,7 @@ def show(result: RunResult, until: str, console: Console | None = None) -> None:
         console.print(f"Done up to the stage {until}: {escape(str(result.path))}", soft_wrap=True)
     for name, selection in result.selections.items():
         console.print(selection_table(name, selection))
+        console.print(_caption(selection.summary), style="dim", soft_wrap=True)
         console.print()
         line(console, "rows", str(selection.file))
         line(console, "scores", str(selection.path / "scores.parquet"))
@@ -107,7 +108,6 @@ def selection_table(name: str, selection: Selection) -> Table:
         f" {s['tokens_selected']:,} of {s['tokens_scorable']:,} tokens"
         f" ({s['tokens_selected'] / s['tokens_scorable']:.1%})"
     )
-    table.caption = _caption(s)
     table.add_column("source", overflow="fold")
     for title in ("pool", "chosen", "of the pool", "of the choice", "lift"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -129,6 +129,7 @@ def plain_table(title: str) -> Table:
         caption_justify="left",
         caption_style="dim",
         box=SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
     )
 

@@ -34,9 +34,9 @@ def span(low: float, high: float) -> str:
     return f"{'–'.join(ends)} {unit}"
 
 
-def size(n_bytes: float) -> str:
+def size(n_bytes: int) -> str:
     """Bytes as `812 kB`, `3.4 MB`, `17.7 GB`: powers of ten, as disks are sold."""
-    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, power in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if n_bytes >= power:
             return f"{n_bytes / power:.{0 if n_bytes >= 100 * power or unit == 'kB' else 1}f} {unit}"
     return f"{n_bytes:.0f} bytes"
