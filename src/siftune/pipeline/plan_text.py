@@ -35,17 +35,15 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """What a run says of its plan before it starts."""
-    parts = [f"{stage.what} {span(stage.low, stage.high)}" for stage in plan.stages]
+    """What a run says of its plan before it starts: a line a stage, and all together."""
     _, low, high = plan.seconds
     memory = f", {size(plan.memory_bytes)} of memory" if plan.memory_bytes else ""
-    lines = [
-        f"plan: {'; '.join(parts)}",
-        f"plan: in all {span(low, high)}, {size(plan.disk_bytes)} on disk ({size(plan.disk_free_bytes)} free){memory};"
-        f" from {plan.rests_on['probe_batches']} probe batches",
-    ]
-    warning = _too_full(plan)
-    return [*lines, f"plan: {warning}"] if warning else lines
+    disk = f"{size(plan.disk_bytes)} of disk ({size(plan.disk_free_bytes)} free)"
+    lines = [(stage.what, span(stage.low, stage.high)) for stage in plan.stages]
+    lines.append(("in all", f"{span(low, high)}, {disk}{memory}"))
+    wide = max(len(what) for what, _ in lines)
+    told = [f"{'' if n else 'plan':<5} {what:<{wide}}  {cost}" for n, (what, cost) in enumerate(lines)]
+    return [*told, f"      {warning}"] if (warning := _too_full(plan)) else told
 
 
 def _pool_line(plan: Plan) -> str:

@@ -49,9 +49,9 @@ from siftune.pipeline.training import base_model, load_base, memory_told
 from siftune.records.errors import SiftuneError
 from siftune.records.recipe import Recipe
 
-SHARD_EXTRA = 850
-"""Bytes of a shard beside its numbers: header and side-car."""
-CHECKPOINT_EXTRA, PARAMETER_EXTRA = 3000, 550
+SHARD_EXTRA, INFLUENCE_EXTRA = 620, 310
+"""Bytes of a shard of features or influence beside its numbers: header and side-car."""
+CHECKPOINT_EXTRA, PARAMETER_EXTRA = 1700, 400
 """Bytes of a checkpoint beside its numbers: JSON, and the headers' entries for a parameter and its moments."""
 
 
@@ -273,7 +273,7 @@ class _Costs:
         left = self.left.influence
         rows = sum(len(shard) for shard, _ in left)
         seconds = rows * influence_seconds(self.width, max(n for _, n in left))
-        disk = sum(4 * n * len(shard) + SHARD_EXTRA for shard, n in left)
+        disk = sum(4 * n * len(shard) + INFLUENCE_EXTRA for shard, n in left)
         what = f"influence on {_times(sum(self.n_target.values()), 'target row')}"
         return StagePlan("influence", what, rows, 0, seconds, seconds / 2, seconds * 2, disk)
 

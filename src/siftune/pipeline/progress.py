@@ -32,13 +32,13 @@ class Reporter:
     def note(self, text: str) -> None:
         """One line the person should see."""
         if not self.quiet:
-            self.console.print(
-                escape(text), style="dim" if self.console.is_terminal else None, soft_wrap=True
-            )
+            style = "dim" if self.console.is_terminal else None
+            self.console.print(escape(text), style=style, soft_wrap=not self.console.is_terminal)
 
     def warn(self, text: str) -> None:
         """One line the person should act on; said even when quiet."""
-        self.console.print(f"[yellow]warning:[/yellow] {escape(shown(text))}", soft_wrap=True)
+        told = f"[yellow]warning:[/yellow] {escape(shown(text))}"
+        self.console.print(told, soft_wrap=not self.console.is_terminal)
 
     @contextmanager
     def bar(self, title: str, total: int | None, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:

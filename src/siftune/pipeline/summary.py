@@ -75,7 +75,7 @@ def show(result: RunResult, until: str, console: Console | None = None) -> None:
             line(console, trainer, text)
     if seconds := _seconds(result.path):
         parts = [f"{STAGE_WORDS.get(kind, kind)} {duration(s)}" for kind, s in seconds.items()]
-        line(console, "time", f"{duration(sum(seconds.values()))}: {', '.join(parts)}")
+        console.print(f"[dim]{'time':<13}[/dim] {duration(sum(seconds.values()))}: {', '.join(parts)}")
     for what, command in next_commands(result):
         line(console, what, command, style="bold")
 
