@@ -117,7 +117,10 @@ def n_checkpoints(session: Session) -> int:
 
 
 def _warmup(session: Session, row_N: np.ndarray, length_N: np.ndarray) -> tuple[Load, int]:
-    """The load of all epochs, and the rows of a pass. Rows come in random order: a batch is padded as a random one."""
+    """The load of all epochs, and the rows of a pass. Rows come in random order: a batch is padded as a random one.
+
+    A warm-up that was cut off counts as a new one, although it goes on from its last whole epoch.
+    """
     recipe = session.recipe
     if recipe.adopt:  # no training: the order of each checkpoint's moments is probed, row by row
         rows = np.random.default_rng(recipe.seed).permutation(row_N)[:PROBE_ROWS]
