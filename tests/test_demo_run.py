@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from siftune.demo.run import Arm, show
+from siftune.demo.run import Arm, DemoResult, show
 from siftune.proof.evaluate import RowScore, summarise
 from siftune.selection.selection import Selection
 
@@ -37,13 +37,13 @@ def test_tables_hold_what_was_measured():
         ),  # worse, and so it is printed
     ]
     console = Console(width=120, record=True, file=StringIO())
-    show(
-        console,
+    result = DemoResult(
         Path("run"),
         arms,
         selection("wanted", {"wanted [x]": 8, "other": 2}),
         selection("random", {"other": 10}),
     )
+    show(result, console)
     lines = [" ".join(line.replace("│", " ").split()) for line in console.export_text().splitlines()]
     for expected in (
         "nothing (base model) 0 2.000 25.0%",
@@ -52,7 +52,7 @@ def test_tables_hold_what_was_measured():
         "selected - random, same test rows +1.000 ± 0.408 -50.0% ± 28.9%",
         "wanted [x] 30 30% 8 80% 0",
         "other 70 70% 2 20% 10",
-        "selected rows: run/selections/wanted/selected.jsonl",
-        "these figures, row by row: run/proof/demo.json",
+        "rows run/selections/wanted/selected.jsonl",
+        "figures run/proof/demo.json",
     ):
         assert expected in lines, (expected, lines)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from siftune.cli import proving, reporting, selecting
+from siftune.cli import planning, proving, reporting, selecting
 from siftune.cli.app import app
 
-__all__ = ["app", "main", "proving", "reporting", "selecting"]
+__all__ = ["app", "main", "planning", "proving", "reporting", "selecting"]
 
 
 def main() -> None:
@@ -29,4 +29,4 @@ def _spread(arguments: list[str]) -> list[str]:
 
 
 _SEVERAL = {"--pool", "--target", "--lora-targets", "--weights", "--test", "--also"}
-_NO_RUN_DIR = {"run", "doctor"}
+_NO_RUN_DIR = {"run", "plan", "doctor"}

@@ -11,13 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from siftune.pipeline.progress import Reporter
     from siftune.pipeline.run import RunResult
+    from siftune.pipeline.stages import Stage
+
+ORDER = ("demo", "plan", "run", "report", "score", "select", "append", "compare", "check", "doctor")
+"""Commands as a person comes to need them."""
+
+
+class InOrder(TyperGroup):
+    """Lists the commands in ORDER, whichever file they are in."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of the commands."""
+        return sorted(self.commands, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
 
 app = typer.Typer(
     name="siftune",
+    cls=InOrder,
     help="Find the few per cent of an instruction pool that teach your model one capability.",
     no_args_is_help=True,
     add_completion=False,
@@ -50,6 +65,32 @@ def only_given(choice: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in choice.items() if value not in (None, [])}
 
 
+_NOT_SETTINGS = {
+    "run_dir",
+    "out",
+    "until",
+    "recipe",
+    "preset",
+    "settings",
+    "price_per_hour",
+    "quiet",
+    "as_json",
+    "debug",
+}
+
+
+def settings_of(values: dict[str, Any]) -> dict[str, Any]:
+    """Of the values of `run` or `plan`, the settings of the recipe that were given."""
+    return only_given({name: value for name, value in values.items() if name not in _NOT_SETTINGS})
+
+
+def until_stage(until: str) -> Stage:
+    """The stage to stop after; SiftuneError where there is none of that name."""
+    from siftune.pipeline.stages import stage_named
+
+    return stage_named(until)
+
+
 def reporter(quiet: bool) -> Reporter:
     from siftune.pipeline.progress import Reporter
 
@@ -62,13 +103,14 @@ def again() -> str:
     return shlex.join(["siftune", *sys.argv[1:]])
 
 
-def closing(result: RunResult, as_json: bool, until: str = "selection") -> None:
+def closing(result: RunResult, as_json: bool, until: str = "selection", report: Path | None = None) -> None:
+    """Print what a command made. report: the page that was written beside it"""
     from siftune.pipeline.summary import as_values, show
 
     if as_json:
-        typer.echo(json.dumps(as_values(result), indent=2))
+        typer.echo(json.dumps(as_values(result, report), indent=2))
     else:
-        show(result, until)
+        show(result, until, report)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ Text = Optional[str]  # noqa: UP045  typer reads these annotations at run time
 Texts = Optional[list[str]]  # noqa: UP045
 Int = Optional[int]  # noqa: UP045
 Float = Optional[float]  # noqa: UP045
+Floats = Optional[list[float]]  # noqa: UP045
 Bool = Optional[bool]  # noqa: UP045
 
 
@@ -26,6 +27,70 @@ DATA, TRAIN, GRADS, CHOOSE, PROOF, MACHINE = (
     "Training and measuring",
     "Machine",
 )
+
+Out = Annotated[
+    Path,
+    typer.Option("--out", help="The run directory: new, or one to go on with.", rich_help_panel=DATA),
+]
+Until = Annotated[
+    str,
+    typer.Option(
+        help="Stop after a stage: pool, warmup, datastore, influence, selection.", rich_help_panel=DATA
+    ),
+]
+RecipeFile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--recipe",
+        help="A YAML file of settings; a run's recipe.yaml replays it.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
+Preset = Annotated[Text, option("--preset", "less: the recipe and rule of the LESS paper.", DATA)]
+SetLines = Annotated[Texts, option("--set", "Any setting of the recipe.", DATA, "NAME=VALUE")]
+Model = Annotated[Text, option("--model", "A Transformers folder or hub id.", DATA)]
+Revision = Annotated[Text, option("--revision", "Revision of a hub model.", DATA)]
+Adapter = Annotated[Text, option("--adapter", "A LoRA adapter folder that the warm-up starts from.", DATA)]
+Adopt = Annotated[
+    Text, option("--adopt", "A Trainer, TRL or Axolotl output folder, in place of a warm-up.", DATA)
+]
+Weights = Annotated[Floats, option("--weights", "A weight per adopted checkpoint, in order.", DATA)]
+Quantize = Annotated[Text, option("--quantize", "Load the base in 8bit or 4bit.", DATA)]
+MaxLength = Annotated[Int, option("--max-length", "Tokens a row may have (2048).", DATA)]
+TooLong = Annotated[Text, option("--too-long", "truncate (the default) or quarantine longer rows.", DATA)]
+MaskOption = Annotated[
+    Text, option("--mask", "How trained tokens are found: auto, generation, known, prefix.", DATA)
+]
+
+WarmupFraction = Annotated[
+    Float, option("--warmup-fraction", "Part of the pool (max of 5 % and 128 rows).", TRAIN)
+]
+Epochs = Annotated[Int, option("--epochs", "Epochs, one checkpoint each (4).", TRAIN)]
+Rank = Annotated[Int, option("--rank", "LoRA rank (16).", TRAIN)]
+Alpha = Annotated[Float, option("--alpha", "LoRA alpha (64).", TRAIN)]
+Dropout = Annotated[Float, option("--dropout", "LoRA dropout in training (0).", TRAIN)]
+LoraTargets = Annotated[
+    Texts, option("--lora-targets", "Module names, all-linear, or auto: attention.", TRAIN)
+]
+LearningRate = Annotated[Float, option("--learning-rate", "Peak (2e-4).", TRAIN)]
+Batch = Annotated[Int, option("--batch", "Rows a step (rows/16 between 4 and 128).", TRAIN)]
+
+DirectionOption = Annotated[
+    Text, option("--direction", "sgd (the default), adam, adam-less, adam-precond or sign.", GRADS)
+]
+ProjectionOption = Annotated[Text, option("--projection", "sketch (the default), rademacher or none.", GRADS)]
+Features = Annotated[Int, option("--features", "Numbers a feature has (8192).", GRADS)]
+StoreDtypeOption = Annotated[Text, option("--store-dtype", "fp16 (the default), bf16 or fp32.", GRADS)]
+GradientCheckpointing = Annotated[
+    Bool,
+    typer.Option(
+        "--gradient-checkpointing/--no-gradient-checkpointing",
+        help="Less memory, a third more time.",
+        rich_help_panel=GRADS,
+        show_default=False,
+    ),
+]
 
 Pool = Annotated[
     Texts,
@@ -82,6 +147,19 @@ Repeats = Annotated[
     ),
 ]
 Name = Annotated[Text, option("--name", "The selection's name; default its target's.", CHOOSE)]
+DtypeOption = Annotated[
+    Text, option("--dtype", "Numbers of the frozen base: auto, fp32, bf16, fp16.", MACHINE)
+]
+Attn = Annotated[Text, option("--attn", "Attention implementation: sdpa, eager …", MACHINE)]
+Device = Annotated[Text, option("--device", "cpu, cuda, cuda:1 …", MACHINE)]
+Threads = Annotated[Int, option("--threads", "CPU threads.", MACHINE)]
+BatchTokens = Annotated[
+    Int,
+    option(
+        "--batch-tokens", "Padded tokens in a batch of gradients (2048 on a CPU, 8192 on a GPU).", MACHINE
+    ),
+]
+ShardRows = Annotated[Int, option("--shard-rows", "Pool rows in a shard (256).", MACHINE)]
 Seed = Annotated[Int, option("--seed", "Of everything random.", MACHINE)]
 Quiet = Annotated[
     bool,
@@ -92,7 +170,7 @@ Debug = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=MACHINE)
 ]
 NoText = Annotated[
-    bool,
+    Bool,
     typer.Option(
         "--no-text", help="Leave the text of rows out of report, quarantine and log.", rich_help_panel=MACHINE
     ),

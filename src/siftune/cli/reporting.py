@@ -21,7 +21,7 @@ def report(
         Texts, option("--test", "Held-out rows to look for in the pool.", DATA, "NAME=FILE")
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="Print it too.", rich_help_panel=DATA)] = False,
-    no_text: NoText = False,
+    no_text: NoText = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -33,7 +33,7 @@ def report(
 
         tests = make_recipe({"target": test or []}, where="--test").target
         written = reporting.report(
-            run_dir, names=name or [], tests=tests, no_text=no_text, reporter=reporter(quiet)
+            run_dir, names=name or [], tests=tests, no_text=bool(no_text), reporter=reporter(quiet)
         )
         if as_json:
             typer.echo(json.dumps(written.facts))

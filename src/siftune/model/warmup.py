@@ -101,7 +101,7 @@ def warm_up(
         "batch": batch,
         "learning_rate": learning_rate,
         "warmup_ratio": warmup_ratio,
-        "micro_batch": _micro_batch(batch, micro_batch, len(rows)),
+        "micro_batch": micro_batch_of(batch, micro_batch),
         "gradient_checkpointing": gradient_checkpointing,
         "lora": _lora_facts(lora),
         "rows": digest_of([[ids.tolist(), trained.tolist()] for ids, trained in map(_as_row, rows)]),
@@ -126,7 +126,7 @@ def warm_up(
             where="device",
             todo=f"Set CUDA_VISIBLE_DEVICES={device.index} and leave out --device",
         )
-    with quiet_transformers(), _trainable(base, lora, seed) as model:
+    with quiet_transformers(), trainable(base, lora, seed) as model:
         args = _arguments(
             work,
             settings,
@@ -137,7 +137,7 @@ def warm_up(
             model=model,
             args=args,
             train_dataset=_Rows(rows),
-            data_collator=_collate,
+            data_collator=collate,
             callbacks=[_Watch(on_progress)],
         )
         trainer.remove_callback(PrinterCallback)
@@ -163,7 +163,7 @@ def _as_row(row: Row) -> Row:
     return np.asarray(row[0], dtype=np.int64), np.asarray(row[1], dtype=bool)
 
 
-def _collate(rows: list[Row]) -> dict[str, torch.Tensor]:
+def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
     """Right-padded batch; labels are -100 where a token is not trained. Padding is marked by position, never by id."""
     longest = max(len(ids) for ids, _ in rows)
     input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -239,7 +239,7 @@ def _arguments(work: Path, settings: dict[str, Any], *, steps: int, on_cpu: bool
     return args
 
 
-def _micro_batch(batch: int, wanted: int | None, rows: int) -> int:
+def micro_batch_of(batch: int, wanted: int | None) -> int:
     """The largest divisor of `batch` that is at most `wanted`."""
     limit = min(wanted or batch, batch)
     if limit < 1:
@@ -273,7 +273,7 @@ def _disk_full_told(work: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _trainable(base: PreTrainedModel, lora: LoraSettings | Path, seed: int) -> Iterator[PeftModel]:
+def trainable(base: PreTrainedModel, lora: LoraSettings | Path, seed: int) -> Iterator[PeftModel]:
     """`base` with the adapter to train; afterwards as it was."""
     with ExitStack() as stack:
         if isinstance(lora, Path):

@@ -15,20 +15,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from siftune.pipeline.choosing import check_settings, check_used, choose
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import CHOICE, anchored, locked, merged, read_run_recipe
 from siftune.pipeline.scoring import GRADED, TARGETED, VECTORED
 from siftune.pipeline.session import Session
+from siftune.pipeline.stages import STAGES, Stage, bars_of, stage_named
 from siftune.records.budget import Budget
 from siftune.records.errors import SiftuneError
 from siftune.records.recipe import Recipe
 from siftune.selection.selection import Selection
-
-Stage = Literal["pool", "warmup", "datastore", "influence", "selection"]
-STAGES: tuple[Stage, ...] = ("pool", "warmup", "datastore", "influence", "selection")
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,7 @@ def run(
 
     Raises SiftuneError, before any work where it can be known, for anything that can't be done as asked.
     """
-    if until not in STAGES:
-        raise SiftuneError(
-            f"there is no stage {until!r}", where="--until", todo=f"Stages are: {', '.join(STAGES)}"
-        )
+    stage_named(until)
     reporter, out = reporter or Reporter(), Path(out)
     _check_out(out)
     recorded = read_run_recipe(out) if (out / "recipe.yaml").exists() else None
@@ -62,6 +57,7 @@ def run(
             recipe = _settled(recipe, reporter)
         session = Session(out, recipe, reporter, recorded)
         session.log.event("run", until=until, target=recipe.target, keep=recipe.keep)
+        reporter.bars = _bars(session, until)
         read = session.read_targets(recipe.target)
         session.make_pool()
         # From here on the run is what it is: before, a wrong path or setting can still be put right
@@ -69,7 +65,7 @@ def run(
         encoded = session.keep_targets(read)
         reached = STAGES.index(until)
         if reached >= STAGES.index("warmup"):
-            make_what_the_method_needs(session, encoded, reached)
+            _planned_and_made(session, encoded, until)
         if until != "selection":
             return RunResult(out, {})
         names = list(asked.target) or list(recipe.target) or [recipe.method]
@@ -180,6 +176,34 @@ def make_what_the_method_needs(
         from siftune.pipeline.vectors import make_vectors
 
         make_vectors(session, encoded)
+
+
+def _planned_and_made(session: Session, encoded: dict[str, Any], until: Stage) -> None:
+    """Say what is to come and what it will cost, make it, and log how that estimate did."""
+    planned = None
+    if session.recipe.method in (*GRADED, *VECTORED):
+        from siftune.pipeline.planning import told_plan
+
+        planned = told_plan(session, {name: tokens for name, (_, tokens) in encoded.items()}, until)
+    make_what_the_method_needs(session, encoded, STAGES.index(until))
+    if planned:
+        took = session.log.seconds
+        session.log.event(
+            "planned and took",
+            seconds={
+                s.stage: [round(s.seconds, 2), round(took.get(s.stage, 0.0), 2)] for s in planned.stages
+            },
+        )
+
+
+def _bars(session: Session, until: Stage) -> list[str]:
+    method, checkpoints = session.recipe.method, 0
+    if method in GRADED:
+        from siftune.pipeline.remaining import n_checkpoints
+
+        checkpoints = n_checkpoints(session)
+    vectors = session.vectors_name() if method in VECTORED else None
+    return bars_of(session.recipe, until, checkpoints=checkpoints, vectors=vectors)
 
 
 def make_missing_vectors(session: Session, names: list[str]) -> None:

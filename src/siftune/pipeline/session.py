@@ -23,6 +23,7 @@ from siftune.datastore.store import Datastore
 from siftune.datastore.targets import Target, kept_rows, target_vectors, vectors_file, write_target
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import CHOICE, read_made_with, write_run_recipe
+from siftune.pipeline.stages import READING
 from siftune.records.errors import SiftuneError
 from siftune.records.files import read_json, write_json
 from siftune.records.log import RunLog
@@ -216,7 +217,7 @@ class Session:
 
         recipe = self.recipe
         assert recipe.batch_tokens is not None
-        with self.reporter.bar("reading the pool", None, "rows") as advance:
+        with self.reporter.bar(READING, None, "rows") as advance:
             build_pool(
                 self.path / "pool",
                 sources,

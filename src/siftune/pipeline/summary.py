@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,79 +16,138 @@ from siftune.pipeline.handover import trainer_lines
 from siftune.pipeline.run import RunResult
 from siftune.proof.measures import measured
 from siftune.proof.show import against_short, arm_cells, table_title
-from siftune.records.text import shown
+from siftune.records.log import stage_seconds
+from siftune.records.text import duration, shown
 from siftune.selection.selection import Selection
 
 if TYPE_CHECKING:
     from siftune.pipeline.checking import CheckResult
 
 SOURCES_SHOWN = 12
+STAGE_WORDS = {
+    "pool": "reading",
+    "plan": "plan",
+    "warmup": "warm-up",
+    "datastore": "gradients",
+    "vectors": "vectors",
+    "influence": "influence",
+    "append": "appending",
+    "selection": "choosing",
+}
+"""The kinds of stages of a run, in its order, as people call them."""
 
 
-def as_values(result: RunResult) -> dict[str, Any]:
-    """The result as JSON values."""
+def as_values(result: RunResult, report: Path | None = None) -> dict[str, Any]:
+    """The result as JSON values: what `--json` prints for run, score and select.
+
+    run: the directory; selections: name -> file, scores, settings and the summary of selection.json;
+    report: the page that was written beside it, null where none was;
+    seconds: wall time of every kind of stage, over all commands that worked in the run; next: commands to type
+    """
     return {
         "run": str(result.path),
         "selections": {
-            name: {"file": str(selection.file), "settings": selection.settings, **selection.summary}
+            name: {
+                "file": str(selection.file),
+                "scores": str(selection.path / "scores.parquet"),
+                "settings": selection.settings,
+                **selection.summary,
+            }
             for name, selection in result.selections.items()
         },
+        "report": str(report) if report else None,
+        "seconds": _seconds(result.path),
+        "next": [command for _, command in next_commands(result, report)],
     }
 
 
-def show(result: RunResult, until: str, console: Console | None = None) -> None:
-    """Print the closing tables to standard output."""
+def show(result: RunResult, until: str, report: Path | None = None, console: Console | None = None) -> None:
+    """Print the closing tables to standard output. report: the page that was written beside them"""
     console = console or Console(highlight=False)
     if not result.selections:
-        console.print(f"Done up to the stage {until}: {escape(str(result.path))}")
-        console.print(f"Go on with: siftune run --out {escape(str(result.path))}")
+        console.print(f"Done up to the stage {until}: {escape(str(result.path))}", soft_wrap=True)
     for name, selection in result.selections.items():
         console.print(selection_table(name, selection))
-        console.print(f"selected rows  {escape(str(selection.file))}", soft_wrap=True)
-        console.print(f"all scores     {escape(str(selection.path / 'scores.parquet'))}", soft_wrap=True)
-    for name, selection in list(result.selections.items())[:1]:
-        for trainer, line in trainer_lines(selection).items():
-            console.print(f"{trainer:<14} {escape(line)}", soft_wrap=True)
-        asked = f" --target {selection.settings['target']}" if selection.settings["target"] else ""
-        command = f"siftune select {escape(shlex.quote(str(result.path)))}{asked} --keep 1% --name {name}-1"
-        console.print(f"choose again   {command}", soft_wrap=True)
+        console.print(_caption(selection.summary), style="dim", soft_wrap=True)
+        console.print()
+        line(console, "rows", str(selection.file))
+        line(console, "scores", str(selection.path / "scores.parquet"))
+    for _, selection in list(result.selections.items())[:1]:
+        for trainer, text in trainer_lines(selection).items():
+            line(console, trainer, text)
+    if seconds := _seconds(result.path):
+        parts = [f"{STAGE_WORDS.get(kind, kind)} {duration(s)}" for kind, s in seconds.items()]
+        console.print(f"[dim]{'time':<13}[/dim] {duration(sum(seconds.values()))}: {', '.join(parts)}")
+    if report:
+        line(console, "report", str(report))
+    for what, command in next_commands(result, report):
+        line(console, what, command, style="bold")
+
+
+def line(console: Console, what: str, text: str, style: str = "") -> None:
+    """One fact below a table, whole on one line, so that it can be copied."""
+    console.print(f"[dim]{what:<13}[/dim] " + escape(shown(text)), style=style, soft_wrap=True)
+
+
+def next_commands(result: RunResult, report: Path | None = None) -> list[tuple[str, str]]:
+    """What to type next, each with a word that says what for."""
+    run = shlex.quote(str(result.path))
+    if not result.selections:
+        return [("go on", f"siftune run --out {run}")]
+    name, selection = next(iter(result.selections.items()))
+    target = selection.settings["target"]
+    commands = [] if report else [("look at it", f"siftune report {run}")]
+    if target:
+        commands.append(("worth it?", f"siftune compare {run} --test {target}=TEST.jsonl"))
+    asked = f" --target {target}" if target else ""
+    commands.append(("choose again", f"siftune select {run}{asked} --keep 1% --name {name}-1"))
+    return commands
 
 
 def selection_table(name: str, selection: Selection) -> Table:
     """Where the chosen rows come from: per source its share of the pool and of the choice."""
     s = selection.summary
-    share = s["n_selected"] / s["n_scorable"]
-    table = Table(
-        title=f"{name}: {s['n_selected']:,} of {s['n_scorable']:,} rows ({share:.1%}), {s['tokens_selected']:,} tokens",
-        title_justify="left",
-        caption=_caption(s),
-        caption_justify="left",
+    table = plain_table(
+        f"{name}: {s['n_selected']:,} of {s['n_scorable']:,} rows ({s['n_selected'] / s['n_scorable']:.1%}),"
+        f" {s['tokens_selected']:,} of {s['tokens_scorable']:,} tokens"
+        f" ({s['tokens_selected'] / s['tokens_scorable']:.1%})"
     )
-    table.add_column("source")
-    for title in ("in the pool", "chosen", "share of pool", "share of choice", "lift"):
-        table.add_column(title, justify="right")
+    table.add_column("source", overflow="fold")
+    for title in ("pool", "chosen", "of the pool", "of the choice", "lift"):
+        table.add_column(title, justify="right", no_wrap=True)
+    rest = s["sources"][SOURCES_SHOWN:]
     for row in s["sources"][:SOURCES_SHOWN]:
-        in_pool, in_choice = row["pool"] / s["n_scorable"], row["selected"] / s["n_selected"]
-        lift = f"{in_choice / in_pool:.1f}x" if row["selected"] else "-"
-        table.add_row(
-            escape(shown(row["source"])),
-            f"{row['pool']:,}",
-            f"{row['selected']:,}",
-            f"{in_pool:.1%}",
-            f"{in_choice:.1%}",
-            lift,
-        )
-    if rest := s["sources"][SOURCES_SHOWN:]:
-        n_pool, n_chosen = sum(r["pool"] for r in rest), sum(r["selected"] for r in rest)
-        table.add_row(
-            f"{len(rest)} more",
-            f"{n_pool:,}",
-            f"{n_chosen:,}",
-            f"{n_pool / s['n_scorable']:.1%}",
-            f"{n_chosen / s['n_selected']:.1%}",
-            "",
-        )
+        table.add_row(escape(shown(row["source"])), *_source_cells(row["pool"], row["selected"], s))
+    if rest:
+        n_pool, n_chosen = sum(row["pool"] for row in rest), sum(row["selected"] for row in rest)
+        table.add_row(f"{len(rest)} more sources", *_source_cells(n_pool, n_chosen, s))
     return table
+
+
+def plain_table(title: str) -> Table:
+    """The look of every closing table: one rule under the heads, no frame."""
+    return Table(
+        title=escape(shown(title)),
+        title_justify="left",
+        title_style="bold",
+        caption_justify="left",
+        caption_style="dim",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
+
+
+def _source_cells(n_pool: int, n_chosen: int, s: Mapping[str, Any]) -> tuple[str, ...]:
+    in_pool, in_choice = n_pool / s["n_scorable"], n_chosen / s["n_selected"]
+    lift = f"{in_choice / in_pool:.1f}x" if n_chosen else "-"
+    return f"{n_pool:,}", f"{n_chosen:,}", f"{in_pool:.1%}", f"{in_choice:.1%}", lift
+
+
+def _seconds(run: Path) -> dict[str, float]:
+    """Wall seconds by kind of stage, in the order of a run; what compare and check did isn't in it."""
+    found = stage_seconds(run / "log.jsonl")
+    return {kind: found[kind] for kind in STAGE_WORDS if kind in found}
 
 
 def show_comparison(run: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -98,8 +158,8 @@ def show_comparison(run: Path, results: Mapping[str, Mapping[str, Any]]) -> None
             console.print(_comparison_table(name, table))
             console.print(escape(shown(table["sentence"])), soft_wrap=True)
         folder = run / "proof" / name
-        console.print(f"figures        {escape(str(folder / 'comparison.json'))}", soft_wrap=True)
-        console.print(f"table, plot    {escape(str(folder / 'comparison.md'))}", soft_wrap=True)
+        line(console, "figures", str(folder / "comparison.json"))
+        line(console, "table, plot", str(folder / "comparison.md"))
 
 
 def show_check(result: CheckResult) -> None:
@@ -108,16 +168,14 @@ def show_check(result: CheckResult) -> None:
     console.print(result.table())
     for target in result.targets:
         console.print(target.sentence, markup=False, soft_wrap=True)
-    console.print(f"all points     {result.path}", markup=False, soft_wrap=True)
+    line(console, "all points", str(result.path))
 
 
 def _comparison_table(name: str, values: Mapping[str, Any]) -> Table:
     measures = measured(values["arms"])
-    table = Table(
-        title=escape(shown(f"{name}: {table_title(values)}")),
-        title_justify="left",
-        caption="✓ better, ✗ worse, ≈ no significant difference to random; intervals stand in the Markdown",
-        caption_justify="left",
+    table = plain_table(f"{name}: {table_title(values)}")
+    table.caption = (
+        "✓ better, ✗ worse, ≈ no significant difference to random; intervals stand in the Markdown"
     )
     table.add_column("trained on")
     for title in ("rows", "seeds", *(head for m in measures for head in (m.words, "against random"))):

@@ -30,9 +30,12 @@ from siftune.model.lora import adapted_layers, adapter_on, add_lora, lora_parame
 from siftune.model.probe import mean_gradients
 from siftune.model.warmup import LoraSettings, default_batch, warm_up, warmup_rows
 from siftune.pipeline.machine import device_of, pin
+from siftune.pipeline.progress import Reporter
 from siftune.pipeline.session import Session
+from siftune.pipeline.stages import WARM_UP, gradients_title
 from siftune.records.errors import SiftuneError
 from siftune.records.files import read_json, sha256_of
+from siftune.records.recipe import Recipe
 
 PROBE_ROWS = 32
 """Pool rows whose mean gradient probes the order of adopted moments."""
@@ -73,7 +76,7 @@ def make_features(session: Session, targets: Mapping[str, tuple[Target, TokenRow
             session.log.stage(f"datastore {number}") as details,
             _extractor(session, checkpoint) as extractor,
         ):
-            title = f"gradients at checkpoint {number} of {len(checkpoints)}"
+            title = gradients_title(number, len(checkpoints))
             if rows:
                 with session.reporter.bar(
                     title, pool.plan.n_rows, "rows", pool.plan.n_rows - rows
@@ -124,7 +127,7 @@ def _warmed_up(session: Session) -> list[Checkpoint]:
     session.reporter.note(
         f"warm-up: {len(rows)} rows, {recipe.epochs} epochs, batches of {batch}, {steps} steps"
     )
-    with session.reporter.bar("warm-up", steps, "steps") as advance:
+    with session.reporter.bar(WARM_UP, steps, "steps") as advance:
         seen = [0]
 
         def on_progress(step: int, total: int, loss: float, learning_rate: float) -> None:
@@ -191,22 +194,28 @@ def _adopted(session: Session) -> list[Checkpoint]:
     return found.checkpoints
 
 
-def base_model(session: Session) -> PreTrainedModel:
-    """The frozen base model, loaded once a session; whoever puts an adapter on it takes it off again."""
-    recipe = session.recipe
+def load_base(recipe: Recipe, reporter: Reporter) -> PreTrainedModel:
+    """The frozen base model of a resolved recipe, with the recipe's number of threads."""
     assert recipe.model is not None
     assert recipe.dtype != "auto"
     pin(recipe)
+    reporter.note(f"loading {recipe.model}")
+    return load_model(
+        recipe.model,
+        revision=recipe.revision,
+        dtype=recipe.dtype,
+        attn=recipe.attn,
+        quantize=recipe.quantize,
+        device=device_of(recipe),
+    )
+
+
+def base_model(session: Session) -> PreTrainedModel:
+    """The run's base model, loaded once a session; whoever puts an adapter on it takes it off again."""
+    recipe = session.recipe
+    pin(recipe)
     if session.base is None:
-        session.reporter.note(f"loading {recipe.model}")
-        session.base = load_model(
-            recipe.model,
-            revision=recipe.revision,
-            dtype=recipe.dtype,
-            attn=recipe.attn,
-            quantize=recipe.quantize,
-            device=device_of(recipe),
-        )
+        session.base = load_base(recipe, session.reporter)
         session.base_digest = model_digest(session.base)
         made_with = {"model": session.base_digest, "dtype": recipe.dtype, "quantize": recipe.quantize}
         claim(session.path / "checkpoints" / "manifest.json", made_with, "the run", {})
@@ -224,16 +233,23 @@ def _extractor(session: Session, checkpoint: Checkpoint) -> Iterator[FeatureExtr
             for moments in (checkpoint.exp_avg, checkpoint.exp_avg_sq)
         ]
         state = AdamState(flat[0], flat[1], *checkpoint.betas, checkpoint.eps, checkpoint.step)
-        try:
+        with memory_told(session):
             yield FeatureExtractor(
                 model, projector, state, gradient_checkpointing=session.recipe.gradient_checkpointing
             )
-        except torch.OutOfMemoryError as error:
-            raise SiftuneError(
-                f"the device's memory does not hold a batch of {session.pool.plan.batch_tokens} tokens",
-                where="batch_tokens",
-                todo="Start a new run with a smaller --batch-tokens, or with --gradient-checkpointing",
-            ) from error
+
+
+@contextmanager
+def memory_told(session: Session) -> Iterator[None]:
+    """Where the device's memory is too small for a batch, a SiftuneError says so."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise SiftuneError(
+            f"the device's memory does not hold a batch of {session.pool.plan.batch_tokens} tokens",
+            where="batch_tokens",
+            todo="Start a new run with a smaller --batch-tokens, or with --gradient-checkpointing",
+        ) from error
 
 
 def _claimed_projector(

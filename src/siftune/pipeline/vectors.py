@@ -17,6 +17,7 @@ from siftune.model.load import quiet_transformers
 from siftune.model.sentence import SentenceEncoder
 from siftune.pipeline.machine import device_of
 from siftune.pipeline.session import Session
+from siftune.pipeline.stages import vectors_title
 from siftune.pipeline.training import base_model
 from siftune.records.plain import text_of
 
@@ -42,7 +43,7 @@ def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows
             )
         if rows:
             done = pool.plan.n_rows - rows
-            with session.reporter.bar(f"vectors of {name}", pool.plan.n_rows, "rows", done) as advance:
+            with session.reporter.bar(vectors_title(name), pool.plan.n_rows, "rows", done) as advance:
                 build_vectors(path, pool, embed, advance)
         for target, tokens in new:
             write_target_vectors(target, name, of_target(target, tokens))

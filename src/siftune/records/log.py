@@ -13,10 +13,14 @@ from typing import Any
 
 
 class RunLog:
-    """Appends events to a run's log. A line that a kill cut off harms nothing: readers skip it."""
+    """Appends events to a run's log. A line that a kill cut off harms nothing: readers skip it.
+
+    seconds: what this process spent on each kind of stage (`datastore`, for all checkpoints)
+    """
 
     def __init__(self, path: Path):
         self.path = path
+        self.seconds: dict[str, float] = {}
 
     def event(self, event: str, **details: Any) -> None:
         """Append one event; `details` must be JSON values."""
@@ -42,11 +46,40 @@ class RunLog:
             outcome = "stage interrupted"
             raise
         finally:
+            seconds, kind = time.perf_counter() - wall, stage.partition(" ")[0]
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
             self.event(
                 outcome,
                 stage=stage,
-                seconds=round(time.perf_counter() - wall, 2),
+                seconds=round(seconds, 2),
                 cpu_seconds=round(time.process_time() - cpu, 2),
                 peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
                 **details,
             )
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of a log, in order; none where there is no log. Lines that a kill cut off are skipped."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(event, dict):
+                yield event
+
+
+def stage_seconds(path: Path) -> dict[str, float]:
+    """Wall seconds of each kind of stage over all commands that worked in a run, in order of first appearance.
+
+    What a killed process spent on the stage it was in isn't known and isn't counted.
+    """
+    total: dict[str, float] = {}
+    for event in read_events(path):
+        if "stage" in event and "seconds" in event:
+            kind = event["stage"].partition(" ")[0]
+            total[kind] = round(total.get(kind, 0.0) + event["seconds"], 2)
+    return total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from siftune.datastore.index import counts, duplicate_rows
+from siftune.records.log import read_events
 from siftune.report.material import Material
 
 REASONS = 12
@@ -41,11 +41,7 @@ def integrity_section(material: Material, made_with: Mapping[str, Any]) -> dict[
 def stages_of(log: Path) -> list[dict[str, Any]]:
     """Per stage of the log, in order: seconds of all its tries, the highest memory, tries that did not end."""
     found: dict[str, dict[str, Any]] = {}
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a line that a kill cut off
+    for event in read_events(log):
         if "stage" not in event or str(event["stage"]).startswith("proof "):
             continue
         stage = found.setdefault(

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from siftune.records.text import shown
+from siftune.records.text import duration, shown
 from siftune.report.charts import binned, histogram, paired_bars
 
 LEVELS = 5
@@ -52,14 +52,6 @@ def inert(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [inert(item) for item in value]
     return value
-
-
-def duration(seconds: float) -> str:
-    """`3 h 05 min`, `4 min 10 s`, `2.3 s`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def _charts(selection: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from siftune.report.page import duration, inert
+from siftune.records.text import duration
+from siftune.report.page import inert
 
 ROWS = 10
 
