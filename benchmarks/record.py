@@ -26,7 +26,9 @@ def write_result(name: str, values: dict[str, Any]) -> Path:
     )
     head = {
         "benchmark": name,
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(
+            ["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_without_path, sys.argv[1:])]
+        ),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
         "machine": {"cpu": _cpu(), "python": platform.python_version()},
@@ -36,6 +38,11 @@ def write_result(name: str, values: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({**head, **values}, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _without_path(argument: str) -> str:
+    """A path as its last part: where it lies on the machine that measured says nothing."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _cpu() -> str:
