@@ -1,6 +1,6 @@
-"""Every cell of the tuning parts that a work folder holds, as results/tuning.json: what was trained, mean measures.
+"""Every cell that a work folder holds, by part of the tests, as results/PART.json: what was trained, mean measures.
 
-python experiments/defaults/cells.py WORK
+python experiments/cells.py WORK
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from common import HERE, TASKS, stamp
 
 MEASURES = ("loss", "choice_loss", "correct")
-REFERENCES = ("random", "rds+", "sgd-4-by-subtask")
+REFERENCES = ("random", "rds+", "less", "sgd-4-by-subtask")
 
 
 def cells(work: Path, part: str) -> list[dict[str, Any]]:
@@ -49,8 +49,8 @@ def table(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def main(work: Path) -> None:
-    """Write both tables."""
-    for part, folder in (("tuning", "defaults"), ("final", "headline")):
+    """Write all tables."""
+    for part, folder in (("tuning", "defaults"), ("target", "defaults"), ("final", "headline")):
         found = {**stamp(), "keep": "5%", "part": part, "tests": table(cells(work, part))}
         file = HERE / folder / "results" / f"{part}.json"
         file.parent.mkdir(exist_ok=True)

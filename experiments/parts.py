@@ -2,7 +2,8 @@
 
     python experiments/parts.py DATA OUT
 
-DATA/targets/TASK/test.jsonl -> OUT/{tuning,final}/TASK.jsonl. Rows of a test with subtasks are drawn evenly from each.
+DATA/targets/TASK/test.jsonl -> OUT/{tuning,final}/TASK.jsonl. Rows of a test with subtasks are drawn evenly from each. The target's own rows are the part `target`:
+what a choice was made for, whatever the test asks.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def parts(data: Path, out: Path) -> None:
             random.Random(f"{task} {subtask}").shuffle(group)
             drawn["tuning"] += group[:n_tuning]
             drawn["final"] += group[n_tuning : n_tuning + n_final]
+        few = (data / "targets" / task / "fewshot.jsonl").read_text(encoding="utf-8")
+        drawn["target"] = [json.loads(line) for line in few.split("\n") if line]
         for part, found in drawn.items():
             file = out / part / f"{task}.jsonl"
             file.parent.mkdir(parents=True, exist_ok=True)
