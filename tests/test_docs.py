@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import typer
 
-from model_helpers import write_tiny_model
-from pipeline_helpers import pool_rows, target_rows, write_rows
 from siftune.cli import app
 from siftune.datastore.pool import SCHEMA
 
@@ -97,25 +95,6 @@ def test_python_in_documents_compiles(page: Path) -> None:
     for kind, block in _FENCE.findall(page.read_text(encoding="utf-8")):
         if kind == "python":
             compile(block, name_of(page), "exec")
-
-
-def test_python_of_the_pages_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_tiny_model(tmp_path / "my-model", "llama")
-    write_rows(tmp_path / "pool.jsonl", pool_rows(60))
-    write_rows(tmp_path / "few_shot.jsonl", target_rows())
-    names: dict[str, Any] = {}
-    for page in ("reference/python.md", "tutorial.md"):
-        for kind, block in _FENCE.findall((ROOT / "docs" / page).read_text(encoding="utf-8")):
-            if kind == "python":
-                exec(block, names)
-        if page == "reference/python.md":  # the tutorial looks at the demo's run, which has the same files
-            selections = tmp_path / "siftune-demo" / "selections"
-            selections.mkdir(parents=True)
-            (selections / "malicious-strings").symlink_to(tmp_path / "RUN" / "selections" / "maths")
-    assert names["features_N_D"].shape == (60, 8192)
-    assert len(names["smaller"].rows()) == 1
-    assert names["scores"].num_rows == 60
 
 
 def test_every_command_is_in_some_document() -> None:

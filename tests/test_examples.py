@@ -1,15 +1,20 @@
-"""Every script of examples/ runs as its README says, one after the other, on a tiny model."""
+"""Every script of examples/ runs as its README says, and so does the Python of the tutorial and of the Python page, on tiny models."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from model_helpers import write_tiny_model
+from pipeline_helpers import pool_rows, target_rows, write_rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,3 +54,22 @@ def test_examples_run_as_their_readme_says(tmp_path: Path) -> None:
     assert [pair["score"] for pair in pairs] != sorted(pair["score"] for pair in pairs)
     assert all(pair["prompt"] and "The answer is" in pair["completion"] for pair in pairs)
     assert "word-sums" in said
+
+
+def test_python_of_the_pages_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tiny_model(tmp_path / "my-model", "llama")
+    write_rows(tmp_path / "pool.jsonl", pool_rows(60))
+    write_rows(tmp_path / "few_shot.jsonl", target_rows())
+    names: dict[str, Any] = {}
+    for page in ("reference/python.md", "tutorial.md"):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            exec(block, names)
+        if page == "reference/python.md":  # the tutorial looks at the demo's run, which has the same files
+            selections = tmp_path / "siftune-demo" / "selections"
+            selections.mkdir(parents=True)
+            (selections / "malicious-strings").symlink_to(tmp_path / "RUN" / "selections" / "maths")
+    assert names["features_N_D"].shape == (60, 8192)
+    assert len(names["smaller"].rows()) == 1
+    assert names["scores"].num_rows == 60
