@@ -62,6 +62,7 @@ def write_inputs(folder: Path, arch: str = "llama") -> dict[str, Any]:
         "model": str(folder / "model"),
         "pool": [str(write_rows(folder / "pool.jsonl", pool_rows()))],
         "target": {"sums": str(write_rows(folder / "target.jsonl", target_rows()))},
+        "method": "less",
         "keep": "5%",
         "epochs": 2,
         "rank": 4,

@@ -27,7 +27,7 @@ MOMENTS = (
     "checkpoints/1",
     "datastore/less/1/.shard-00002.*.part",
     "datastore/less/2/shard-00001.safetensors",
-    "targets/sums/features/2.safetensors",
+    "datastore/rds+/0/shard-00001.safetensors",
     "selections/sums/.s*.part",
 )
 SECONDS = 120
@@ -36,7 +36,12 @@ SECONDS = 120
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     # Features wide enough that writing a shard takes a moment in which to be killed
-    return {**write_inputs(tmp_path_factory.mktemp("inputs")), "features": 65_536, "keep": "5%"}
+    return {
+        **write_inputs(tmp_path_factory.mktemp("inputs")),
+        "method": "blend",
+        "features": 65_536,
+        "keep": "5%",
+    }
 
 
 def start(recipe_file: Path, out: Path) -> subprocess.Popen[bytes]:

@@ -458,6 +458,9 @@ def test_the_worst_are_left_out_and_nothing_else(copy: Path, done: Path, given: 
         assert found.settings["keep"] is None
         assert found.settings["rule"] == "mean"
         assert found.summary["n_duplicates_left_out"] == 1
+    # Being unlike the target is not being against it: of blend, the gradients decide
+    select(copy, {"method": "blend", "drop_worst": "10%", "name": "w-blend"}, reporter=QUIET)
+    assert rows(copy, "w-blend") == rows(copy, "w-less")
     same = select(copy, {"drop_worst": "10%", "repeats": True, "name": "with-copies"}, reporter=QUIET)
     assert len(same.selections["with-copies"].rows()) == len(USABLE) - len(USABLE) // 10
     assert len(select(copy, {"drop_worst": "0.1%", "name": "all"}).selections["all"].rows()) == len(MAY)

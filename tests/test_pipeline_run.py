@@ -37,7 +37,7 @@ from siftune.model.lora import load_adapter
 from siftune.pipeline.run import append, run, score, select
 from siftune.pipeline.summary import show
 from siftune.records.errors import SiftuneError
-from siftune.records.recipe import PRESETS, make_recipe
+from siftune.records.recipe import PRESETS, Recipe, make_recipe
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,11 @@ def test_planted_rows_are_found_and_random_finds_few(done: Path) -> None:
         by_chance.append(sum(row["source"] == "planted" for row in chosen(done, name)) / N_PLANTED)
     assert np.mean(by_chance) < 0.25
     assert len({tuple(r["id"] for r in chosen(done, f"chance-{s}")) for s in range(5)}) == 5
+
+
+def test_planted_rows_are_found_by_the_default_method(done: Path) -> None:
+    select(done, {"method": Recipe().method, "name": "default"})
+    assert sum(row["source"] == "planted" for row in chosen(done, "default")) >= 0.9 * N_PLANTED
 
 
 def test_selected_rows_carry_everything_they_came_with(done: Path, given: dict[str, Any]) -> None:

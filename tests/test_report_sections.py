@@ -13,14 +13,14 @@ from siftune.records.example import Example
 from siftune.records.plain import text_of
 from siftune.records.readers import TargetRow
 from siftune.records.shingles import shingles_of, words_of
-from siftune.report.composition import apart, shares
-from siftune.report.integrity import stages_of
-from siftune.report.leakage import Sought
-from siftune.report.length import length_section
-from siftune.report.marked import cut
-from siftune.report.overlap import overlap_section
-from siftune.report.scores import score_section
-from siftune.report.subtasks import subtask_section
+from siftune.reports.composition import apart, shares
+from siftune.reports.integrity import stages_of
+from siftune.reports.leakage import Sought
+from siftune.reports.length import length_section
+from siftune.reports.marked import cut
+from siftune.reports.overlap import overlap_section
+from siftune.reports.scores import score_section
+from siftune.reports.subtasks import subtask_section
 
 
 @pytest.fixture

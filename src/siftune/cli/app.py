@@ -110,7 +110,7 @@ def closing(result: RunResult, as_json: bool, until: str = "selection", report: 
     if as_json:
         typer.echo(json.dumps(as_values(result, report), indent=2))
     else:
-        show(result, until, report)
+        show(result, until, report=report)
 
 
 @contextmanager

@@ -114,7 +114,7 @@ Centre = Annotated[
     ),
 ]
 Method = Annotated[
-    Text, option("--method", "less (the default), blend, rds+, embed, bm25, ltd, length or random.", CHOOSE)
+    Text, option("--method", "blend (the default), less, rds+, embed, bm25, ltd, length or random.", CHOOSE)
 ]
 DropWorst = Annotated[
     Text,

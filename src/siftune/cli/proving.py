@@ -37,7 +37,7 @@ def compare(
             "Comma-separated; less:rule=top for other settings of a choice; the first is judged.",
             DATA,
         ),
-    ] = "less,random",
+    ] = "blend,less,rds+,random",
     also: Annotated[
         Texts, option("--also", "Rows that somebody else chose, in any format of a pool.", DATA, "NAME=FILE")
     ] = None,

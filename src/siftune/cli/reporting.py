@@ -39,7 +39,7 @@ def report(
             typer.echo(json.dumps(written.facts))
             return
         if text:
-            from siftune.report.terminal import show
+            from siftune.reports.terminal import show
 
             show(written.facts)
         typer.echo(f"report         {written.page}")

@@ -77,7 +77,7 @@ class Comparison:
     """
 
     tests: Mapping[str, str]
-    methods: Sequence[str] = ("less", "random")
+    methods: Sequence[str] = ("blend", "less", "rds+", "random")
     keep: Sequence[str] = ()
     seeds: int = 3
     readings: Sequence[Reading] = ("steps",)

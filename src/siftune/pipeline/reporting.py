@@ -13,10 +13,10 @@ from siftune.pipeline.session import Session
 from siftune.records.errors import SiftuneError
 from siftune.records.files import read_json, write_json, write_text
 from siftune.records.readers import read_target
-from siftune.report.facts import facts_of
-from siftune.report.material import Material, TestFile
-from siftune.report.outcome import plots_of
-from siftune.report.page import page_of
+from siftune.reports.facts import facts_of
+from siftune.reports.material import Material, TestFile
+from siftune.reports.outcome import plots_of
+from siftune.reports.page import page_of
 
 if TYPE_CHECKING:
     from siftune.chat.encoder import ChatEncoder

@@ -98,9 +98,10 @@ def _influence(session: Session, target: Target) -> np.ndarray:
         if any(missing_influence(target, number, store) for number, _, store in stores):
             raise _unmade(session, f"the influence on the target {target.name!r} is not made yet")
         less_N_V = less_influence(target, stores, centre=recipe.centre)
-        return (
-            less_N_V if recipe.method == "less" else blended_influence(less_N_V, _likeness(session, target))
-        )
+        # Being unlike the target is no harm: what is against it, gradients alone can say
+        if recipe.method == "less" or recipe.drop_worst:
+            return less_N_V
+        return blended_influence(less_N_V, _likeness(session, target))
     if recipe.method == "bm25":
         questions = [text_of(row.example.messages) for row in kept_rows(target)]
         pool = session.pool

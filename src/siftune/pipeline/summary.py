@@ -61,7 +61,7 @@ def as_values(result: RunResult, report: Path | None = None) -> dict[str, Any]:
     }
 
 
-def show(result: RunResult, until: str, report: Path | None = None, console: Console | None = None) -> None:
+def show(result: RunResult, until: str, console: Console | None = None, report: Path | None = None) -> None:
     """Print the closing tables to standard output. report: the page that was written beside them"""
     console = console or Console(highlight=False)
     if not result.selections:

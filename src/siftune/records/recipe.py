@@ -115,7 +115,7 @@ class Recipe(BaseModel):
     batch: int | None = Field(None, ge=1, description="rows a step; default rows/16 between 4 and 128")
 
     # Gradients and datastore
-    method: Method = Field("less", description="how the pool is scored")
+    method: Method = Field("blend", description="how the pool is scored; less is gradient influence alone")
     encoder: str | None = Field(
         None, description="a sentence encoder's folder, for embed and ltd; default the model itself"
     )
@@ -193,6 +193,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-5,
         "batch": 128,
         "max_length": 2048,
+        "method": "less",
         "direction": "adam",
         "rule": "top",
         "centre": False,

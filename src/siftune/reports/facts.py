@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 
 from siftune.datastore.targets import kept_rows
-from siftune.report.composition import columns_of, composition_section
-from siftune.report.examples import example_section
-from siftune.report.integrity import integrity_section
-from siftune.report.leakage import Sought, look_for
-from siftune.report.length import length_section
-from siftune.report.material import Material
-from siftune.report.outcome import outcome_section
-from siftune.report.overlap import overlap_section
-from siftune.report.redundancy import redundancy_section
-from siftune.report.scores import score_section
-from siftune.report.subtasks import subtask_section
-from siftune.report.verdict import fingerprint_of, verdict_section
+from siftune.reports.composition import columns_of, composition_section
+from siftune.reports.examples import example_section
+from siftune.reports.integrity import integrity_section
+from siftune.reports.leakage import Sought, look_for
+from siftune.reports.length import length_section
+from siftune.reports.material import Material
+from siftune.reports.outcome import outcome_section
+from siftune.reports.overlap import overlap_section
+from siftune.reports.redundancy import redundancy_section
+from siftune.reports.scores import score_section
+from siftune.reports.subtasks import subtask_section
+from siftune.reports.verdict import fingerprint_of, verdict_section
 from siftune.selection.selection import Selection
 
 TEXT_BYTES = 900_000

@@ -10,7 +10,7 @@ from typing import Any
 
 from siftune.datastore.index import counts, duplicate_rows
 from siftune.records.log import read_events
-from siftune.report.material import Material
+from siftune.reports.material import Material
 
 REASONS = 12
 FOLDERS = ("pool", "checkpoints", "datastore", "targets", "selections", "proof")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from siftune.report.scores import spearman
+from siftune.reports.scores import spearman
 
 FLAGGED = 0.3
 BINS = 10

@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from siftune.records.text import duration, shown
-from siftune.report.charts import binned, histogram, paired_bars
+from siftune.reports.charts import binned, histogram, paired_bars
 
 LEVELS = 5
 CHARTS = 4
@@ -84,4 +84,4 @@ def _hash(text: str) -> str:
 
 
 def _resource(name: str) -> str:
-    return files("siftune.report").joinpath(name).read_text(encoding="utf-8")
+    return files("siftune.reports").joinpath(name).read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from siftune.datastore.targets import kept_rows
 from siftune.records.readers import TargetRow
-from siftune.report.marked import marked
-from siftune.report.material import Material
+from siftune.reports.marked import marked
+from siftune.reports.material import Material
 from siftune.selection.selection import Selection
 
 SUBTASKS, TARGET_ROWS, BEST, OPPOSED, AROUND = 60, 2, 3, 5, 3

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from siftune.report.material import Material
+from siftune.reports.material import Material
 
 MOST_VALUES = 50
 LONGEST_VALUE = 60

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from siftune.records.text import duration
-from siftune.report.page import inert
+from siftune.reports.page import inert
 
 ROWS = 10
 

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from siftune.chat.encoder import ChatEncoder
 
-GRADED = ("less", "blend")
-"""Methods whose score comes from influence under checkpoints."""
-
 
 @dataclass(frozen=True)
 class TestFile:
