@@ -7,7 +7,7 @@
     result.selections["maths"].rows()      # the chosen rows, best first
     result.selections["maths"].scores()    # a row per pool row, as Arrow
 
-    plan = siftune.Comparison(tests={"maths": "test.jsonl"}, methods=["less", "rds+"])
+    plan = siftune.Comparison(tests={"maths": "test.jsonl"}, methods=["blend", "rds+"])
     siftune.compare("RUN", plan)["maths"]["tables"][0]["sentence"]      # is the choice worth it?
     siftune.report("RUN").page                                          # what was selected and why
 

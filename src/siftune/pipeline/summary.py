@@ -14,8 +14,8 @@ from rich.table import Table
 
 from siftune.pipeline.handover import trainer_lines
 from siftune.pipeline.run import RunResult
-from siftune.proof.measures import measured
-from siftune.proof.show import against_short, arm_cells, table_title
+from siftune.proof.measures import Measure, measured
+from siftune.proof.show import against_short, table_title, with_interval
 from siftune.records.log import stage_seconds
 from siftune.records.text import duration, shown
 from siftune.selection.selection import Selection
@@ -155,7 +155,9 @@ def show_comparison(run: Path, results: Mapping[str, Mapping[str, Any]]) -> None
     console = Console(highlight=False)
     for name, result in results.items():
         for table in result["tables"]:
-            console.print(_comparison_table(name, table))
+            for measure in measured(table["arms"]):
+                console.print(_comparison_table(name, table, measure))
+                console.print()
             console.print(escape(shown(table["sentence"])), soft_wrap=True)
         folder = run / "proof" / name
         line(console, "figures", str(folder / "comparison.json"))
@@ -171,18 +173,26 @@ def show_check(result: CheckResult) -> None:
     line(console, "all points", str(result.path))
 
 
-def _comparison_table(name: str, values: Mapping[str, Any]) -> Table:
-    measures = measured(values["arms"])
-    table = plain_table(f"{name}: {table_title(values)}")
-    table.caption = (
-        "✓ better, ✗ worse, ≈ no significant difference to random; intervals stand in the Markdown"
-    )
-    table.add_column("trained on")
-    for title in ("rows", "seeds", *(head for m in measures for head in (m.words, "against random"))):
-        table.add_column(title, justify="right")
+def _comparison_table(name: str, values: Mapping[str, Any], measure: Measure) -> Table:
+    """One measure of a comparison: a screen is too narrow for all beside each other."""
+    better = "more" if measure.more_is_better else "less"
+    table = plain_table(f"{name}: {measure.words} ({better} is better), {table_title(values)}")
+    table.caption = "✓ better, ✗ worse, ≈ no significant difference to random"
+    table.add_column("trained on", overflow="fold")
+    for title in ("rows", "seeds", "mean", "95 % interval", "to random"):
+        table.add_column(title, justify="right", no_wrap=True)
     for arm in values["arms"]:
-        cells = arm_cells(arm, measures, lambda entry, m: m.show(entry["mean"]), against_short)
-        table.add_row(escape(shown(arm["name"])), f"{arm['n_rows']:,}", str(len(arm["seeds"])), *cells)
+        if (entry := arm["measures"].get(measure.name)) is None:
+            continue
+        text, _, interval = with_interval(entry, measure).partition(" [")
+        table.add_row(
+            escape(shown(arm["name"])),
+            f"{arm['n_rows']:,}",
+            str(len(arm["seeds"])),
+            text,
+            interval.rstrip("]"),
+            against_short(entry.get("against_random"), measure),
+        )
     return table
 
 
