@@ -14,16 +14,23 @@ from typing import Any
 from common import HERE, TASKS, stamp
 
 MEASURES = ("loss", "choice_loss", "correct")
-REFERENCES = ("random", "rds+", "less", "sgd-4-by-subtask")
+REFERENCES = ("random", "rds+", "less", "sgd-4-by-subtask", "family-all")
+PLACES = (
+    ("tuning", "run-sgd", "defaults"),
+    ("target", "run-sgd", "defaults"),
+    ("final", "run-sgd", "headline"),
+    ("final", "run-ltd", "ltd"),
+)
+"""Part of the tests, run, and the experiment it belongs to."""
 
 
-def cells(work: Path, part: str) -> list[dict[str, Any]]:
+def cells(work: Path, run: str, part: str) -> list[dict[str, Any]]:
     """The cells that were measured on the very rows of a part of the tests."""
     ids = {}
     for task in TASKS:
         text = (work / "parts" / part / f"{task}.jsonl").read_text(encoding="utf-8")
         ids[task] = [json.loads(line)["id"] for line in text.split("\n") if line]
-    files = sorted((work / "run-sgd" / "proof" / "cells").glob("*.json"))
+    files = sorted((work / run / "proof" / "cells").glob("*.json"))
     found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     return [cell for cell in found if [score["id"] for score in cell["scores"]] == ids[cell["test"]]]
 
@@ -50,14 +57,19 @@ def table(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def main(work: Path) -> None:
     """Write all tables."""
-    for part, folder in (("tuning", "defaults"), ("target", "defaults"), ("final", "headline")):
-        found = {**stamp(), "keep": "5%", "part": part, "tests": table(cells(work, part))}
+    for part, run, folder in PLACES:
+        tests = {task: arms for task, arms in table(cells(work, run, part)).items() if arms}
+        if not tests:
+            continue
         file = HERE / folder / "results" / f"{part}.json"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        for task, arms in found["tests"].items():
+        file.write_text(
+            json.dumps({**stamp(), "keep": "5%", "part": part, "tests": tests}, indent=1) + "\n",
+            encoding="utf-8",
+        )
+        for task, arms in tests.items():
             for arm, seeds in arms.items():
-                print(part, task, arm, seeds)
+                print(folder, part, task, arm, seeds)
 
 
 if __name__ == "__main__":

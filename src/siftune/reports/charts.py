@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from unicodedata import east_asian_width
 
 from markupsafe import Markup
 
@@ -125,5 +126,12 @@ def binned(bins: Sequence[dict[str, Any]]) -> Markup:
     return _svg(bottom + 44, "Score by trained tokens", parts)
 
 
-def _short(text: str, most: int = 30) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _short(text: str, room: float = 215.0) -> str:
+    """As much of a name as fits, by what characters of 13 px take at most."""
+    used = 0.0
+    for place, character in enumerate(text):
+        wide = east_asian_width(character) in "WF" or ord(character) > 0xFFFF
+        used += 13.5 if wide else 12.5 if character in "mwMW@%" else 9.6 if character.isupper() else 8.2
+        if used > room:
+            return text[: max(1, place - 1)] + "…"
+    return text
