@@ -113,16 +113,8 @@ def binned(bins: Sequence[dict[str, Any]]) -> Markup:
                 round(x, 1), round(y(b["mean"]), 1), title
             )
         )
-        parts.append(
-            _text(
-                x,
-                bottom + 18,
-                f"{b['from']:,}-{b['to']:,}" if b["from"] != b["to"] else f"{b['from']:,}",
-                "middle",
-                "small",
-            )
-        )
-    parts.append(_text((left + right) / 2, bottom + 36, "trained tokens", "middle"))
+        parts.append(_text(x, bottom + 18, f"≤ {b['to']:,}", "middle", "small"))
+    parts.append(_text((left + right) / 2, bottom + 36, "trained tokens, up to", "middle"))
     return _svg(bottom + 44, "Score by trained tokens", parts)
 
 
