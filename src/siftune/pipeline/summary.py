@@ -68,7 +68,7 @@ def show(result: RunResult, until: str, console: Console | None = None, report: 
         console.print(f"Done up to the stage {until}: {escape(str(result.path))}", soft_wrap=True)
     for name, selection in result.selections.items():
         console.print(selection_table(name, selection))
-        console.print(_caption(selection.summary), style="dim", soft_wrap=True)
+        console.print(_caption(selection.summary), style="dim")
         console.print()
         line(console, "rows", str(selection.file))
         line(console, "scores", str(selection.path / "scores.parquet"))
