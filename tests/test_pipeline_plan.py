@@ -393,7 +393,7 @@ def test_json_is_all_of_standard_output_and_pipes_get_no_colour(
     out = str(tmp_path / "run")
     found = command("run", *settings, "--keep", "5%", "--out", out, "--json")
     values = json.loads(found.stdout)
-    assert set(values) == {"run", "selections", "seconds", "next"}
+    assert set(values) == {"run", "selections", "report", "seconds", "next"}
     assert {"file", "scores", "settings", "n_selected", "n_scorable", "tokens_selected", "sources"} <= set(
         values["selections"]["sums"]
     )
