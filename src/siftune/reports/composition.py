@@ -17,16 +17,23 @@ from siftune.reports.material import Material
 MOST_VALUES = 50
 LONGEST_VALUE = 60
 SHOWN = 20
-_OWN = {"messages", "id", "_siftune", "_siftune_before"}
+_OWN = {
+    *("messages", "id", "_siftune", "_siftune_before", "conversations", "conversation", "instruction", "input", "output", "prompt", "completion"),
+    *("system", "history", "tools", "text", "response", "question", "query", "answer", "chosen", "rejected"),
+}
+"""Columns of the formats, which hold what is said; and marks."""
+_TAKEN = {"": "(no name)", "source": "source (column)", "turns": "turns (column)", "trained tokens": "trained tokens (column)"}
+DRAWS = 200
 OTHER, NONE = "(other)", "(none)"
 
 
 def columns_of(material: Material) -> dict[str, np.ndarray]:
     """Columns of the pool that sort rows into a few kinds: name -> value per row as text, `(none)` where a row has none.
 
-    A column has 2 to 50 different values of at most 60 characters; one that only renames the source is left out.
+    A column has 2 to 50 different values of at most 60 characters; one that only renames the source is left out, and so are all
+    where the text of rows is: a short answer is a kind of rows too.
     """
-    found = _scanned(material)
+    found = _scanned(material) if material.with_text else {}
     source_N = material.source_N
     kept = {
         name: value_N
@@ -64,6 +71,14 @@ def apart(rows: list[dict[str, Any]]) -> float:
     return round(sum(abs(row["chosen_share"] - row["pool_share"]) for row in rows) / 2, 3)
 
 
+def apart_by_chance(rows: list[dict[str, Any]], seed: int = 0) -> float:
+    """What `apart` is on average for as many rows drawn at random."""
+    pool = np.array([row["pool"] for row in rows])
+    n = sum(row["chosen"] for row in rows)
+    drawn = np.random.default_rng(seed).multivariate_hypergeometric(pool, n, size=DRAWS, method="marginals")
+    return round(float(np.abs(drawn / n - pool / pool.sum()).sum(axis=1).mean() / 2), 3)
+
+
 def composition_section(
     columns: dict[str, np.ndarray], material: Material, scored_N: np.ndarray, chosen_N: np.ndarray
 ) -> list[dict[str, Any]]:
@@ -85,6 +100,7 @@ def _table(name: str, value_N: np.ndarray, scored_N: np.ndarray, chosen_N: np.nd
         "rows": rows[:SHOWN],
         "more": max(0, len(rows) - SHOWN),
         "apart": apart(rows),
+        "apart_by_chance": apart_by_chance(rows),
         "finding": _finding(name, rows),
     }
 
@@ -98,9 +114,14 @@ def turns_of(material: Material) -> np.ndarray:
     return np.array(found, dtype=np.int64)
 
 
+def percent(share: float) -> str:
+    """`33 %`, and `0.3 %` where a whole per cent would say nothing."""
+    return f"{share:.0%}" if share >= 0.1 or not share else f"{share:.1%}"
+
+
 def _finding(name: str, rows: list[dict[str, Any]]) -> str:
     top = rows[0]
-    text = f"{top['chosen_share']:.0%} of the choice has {name} {top['value']!r}, {top['pool_share']:.0%} of the pool ({top['lift']:.1f}x)."
+    text = f"{percent(top['chosen_share'])} of the choice has {name} {top['value']!r}, {percent(top['pool_share'])} of the pool ({top['lift']:.1f}x)."
     unchosen = [row for row in rows if not row["chosen"]]
     if unchosen:
         text += f" Nothing was chosen from {len(unchosen)} of {len(rows)}."

@@ -11,8 +11,10 @@ from scipy.stats import rankdata
 BINS = 48
 
 
-def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float:
-    """Rank correlation, ties at their mean rank."""
+def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float | None:
+    """Rank correlation, ties at their mean rank; None where one side never varies."""
+    if np.ptp(x_N) == 0 or np.ptp(y_N) == 0:
+        return None
     return float(np.corrcoef(rankdata(x_N), rankdata(y_N))[0, 1])
 
 
