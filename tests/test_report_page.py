@@ -230,6 +230,99 @@ def test_no_text_is_kept_where_none_is_wanted(tmp_path: Path) -> None:
     check_sound(Page((out / "report.html").read_text(encoding="utf-8")))
 
 
+def test_short_answers_are_no_kind_of_rows(tmp_path: Path) -> None:
+    settings = write_inputs(tmp_path)
+    rows = [
+        {"instruction": f"SECRET{i % 7}", "output": f"HIDDEN{i % 3}", "note": f"QUIET{i % 5}", "id": i}
+        for i in range(40)
+    ]
+    write_rows(tmp_path / "pool.jsonl", rows)
+    out = tmp_path / "RUN"
+    run(recipe(settings, method="length", target={}), out, reporter=QUIET)
+    columns = [of["column"] for of in report(out, reporter=QUIET).facts["selections"][0]["composition"]]
+    assert columns == ["source", "note", "turns", "trained tokens"]
+    report(out, no_text=True, reporter=QUIET)
+    for name in ("report.html", "report.json"):
+        text = (out / name).read_text(encoding="utf-8")
+        assert not [word for word in ("SECRET", "HIDDEN", "QUIET") if word in text], name
+
+
+def test_sources_are_those_of_the_index_where_only_some_rows_name_one(tmp_path: Path) -> None:
+    settings = write_inputs(tmp_path)
+    rows = pool_rows(40, 4)
+    for row in rows[::2]:
+        del row["source"]
+    write_rows(tmp_path / "pool.jsonl", rows)
+    result = run(recipe(settings, method="bm25", keep="10"), tmp_path / "RUN", reporter=QUIET)
+    facts = report(tmp_path / "RUN", reporter=QUIET).facts["selections"][0]
+    shown = {of["value"]: (of["pool"], of["chosen"]) for of in facts["composition"][0]["rows"]}
+    summary = result.selections["sums"].summary["sources"]
+    assert shown == {of["source"]: (of["pool"], of["selected"]) for of in summary}
+
+
+def test_a_random_choice_is_as_like_the_pool_as_chance_has_it(made: Path) -> None:
+    verdict = report(made, names=["random"], reporter=QUIET).facts["selections"][0]["verdict"]
+    assert "as like the pool as random rows" in verdict["sentence"]
+    assert verdict["unlike_by_chance"] > 0
+
+
+def test_equal_scores_are_strict_json(tmp_path: Path) -> None:
+    settings = write_inputs(tmp_path)
+    write_rows(tmp_path / "pool.jsonl", [{"messages": turn("same", "row")} for _ in range(30)])
+    run(recipe(settings, keep="5", repeats=True), tmp_path / "RUN", reporter=QUIET)
+    written = report(tmp_path / "RUN", reporter=QUIET)
+    text = (tmp_path / "RUN" / "report.json").read_text(encoding="utf-8")
+
+    def refused(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    json.loads(text, parse_constant=refused)
+    assert "nan" not in "".join(Page(written.page.read_text(encoding="utf-8")).said).lower().split()
+
+
+def test_a_test_in_the_target_is_told(made: Path) -> None:
+    written = report(made, tests={"sums": str(made.parent / "target.jsonl")}, reporter=QUIET)
+    assert written.facts["leakage"][-1]["in_targets"] == {"sums": len(target_rows())}
+    banners = [
+        of for of in Page(written.page.read_text(encoding="utf-8")).all("p") if of.get("class") == "banner"
+    ]
+    assert banners
+
+
+def test_a_measurement_speaks_for_its_own_method_and_budget(made: Path, tmp_path: Path) -> None:
+    from siftune.pipeline.comparing import Comparison, compare
+
+    shutil.copytree(made, tmp_path / "RUN")
+    test = write_rows(tmp_path / "test.jsonl", target_rows(8, seed=5))
+    asked = Comparison({"sums": str(test)}, ["bm25"], seeds=1, training={"epochs": 1})
+    compare(tmp_path / "RUN", asked, reporter=QUIET)
+    test.unlink()
+    facts = report(tmp_path / "RUN", reporter=QUIET).facts
+    unmeasured = {
+        of["name"]: any("not measured yet" in warning for warning in of["verdict"]["warnings"])
+        for of in facts["selections"]
+    }
+    assert unmeasured == {"random": False, "sums": True, "words": False}
+    assert facts["tests_gone"] == ["sums"]
+    page = "".join(Page((tmp_path / "RUN/report.html").read_text(encoding="utf-8")).said)
+    assert "its file is gone" in page
+    assert "No test is known" not in page
+
+
+def test_files_broken_by_hand_are_told_not_raised(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "RUN")
+    with (tmp_path / "RUN/log.jsonl").open("a") as log:
+        log.write('{"event": "stage done", "stage": "x"}\nnull\n[1]\n{"ev')
+    (tmp_path / "RUN/proof/old").mkdir(parents=True)
+    (tmp_path / "RUN/proof/old/comparison.json").write_text('{"tables": []}')
+    facts = report(tmp_path / "RUN", out=tmp_path / "elsewhere", reporter=QUIET).facts
+    assert facts["outcome"]["unreadable"] == ["old"]
+    assert (tmp_path / "elsewhere/report.html").exists()
+    (tmp_path / "RUN/selections/words/selection.json").write_text("{}")
+    with pytest.raises(SiftuneError, match="not a selection that siftune wrote"):
+        report(tmp_path / "RUN", reporter=QUIET)
+
+
 def test_no_text_can_be_asked_of_the_report_alone(made: Path) -> None:
     written = report(made, no_text=True, reporter=QUIET)
     assert "The answer is" not in written.page.read_text(encoding="utf-8")
@@ -256,6 +349,7 @@ def test_rows_appended_after_the_choice(made: Path, tmp_path: Path) -> None:
     after = report(tmp_path / "RUN", names=["sums"], reporter=QUIET).facts["selections"][0]
     for section in ("scores", "composition", "length", "subtasks"):
         assert after[section] == before[section], section
+    assert any("40 rows were appended" in warning for warning in after["verdict"]["warnings"])
 
 
 def test_what_compare_measured_is_shown(made: Path, tmp_path: Path) -> None:

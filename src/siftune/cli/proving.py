@@ -31,13 +31,13 @@ def compare(
         Texts, option("--test", "Held-out rows that measure the target NAME.", DATA, "NAME=FILE")
     ] = None,
     methods: Annotated[
-        str,
+        Text,
         option(
             "--methods",
-            "Comma-separated; less:rule=top for other settings of a choice; the first is judged.",
+            "Comma-separated; less:rule=top for other settings of a choice; the first is judged (the run's own).",
             DATA,
         ),
-    ] = "blend,less,rds+,random",
+    ] = None,
     also: Annotated[
         Texts, option("--also", "Rows that somebody else chose, in any format of a pool.", DATA, "NAME=FILE")
     ] = None,
@@ -126,7 +126,7 @@ def compare(
 
         asked = Comparison(
             tests=named_files(test or [], "--test"),
-            methods=_listed(methods),
+            methods=None if methods is None else _listed(methods),
             keep=_listed(keep or ""),
             seeds=seeds,
             readings=readings_of(reading),

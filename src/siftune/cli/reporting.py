@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +21,15 @@ def report(
     test: Annotated[
         Texts, option("--test", "Held-out rows to look for in the pool.", DATA, "NAME=FILE")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder for the two files; default the run's.",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ] = None,
     text: Annotated[bool, typer.Option("--text", help="Print it too.", rich_help_panel=DATA)] = False,
     no_text: NoText = None,
     quiet: Quiet = False,
@@ -29,11 +39,16 @@ def report(
     """What was selected, why, and what to look at: writes RUN/report.html and RUN/report.json."""
     with told(debug, again()):
         from siftune.pipeline import reporting
+        from siftune.records.errors import SiftuneError
         from siftune.records.recipe import make_recipe
 
+        if wrong := [text for text in test or [] if "=" not in text]:
+            raise SiftuneError(
+                f"{wrong[0]!r} is not NAME=FILE", where="--test", todo="Write --test NAME=FILE"
+            )
         tests = make_recipe({"target": test or []}, where="--test").target
         written = reporting.report(
-            run_dir, names=name or [], tests=tests, no_text=bool(no_text), reporter=reporter(quiet)
+            run_dir, names=name or [], tests=tests, no_text=bool(no_text), out=out, reporter=reporter(quiet)
         )
         if as_json:
             typer.echo(json.dumps(written.facts))

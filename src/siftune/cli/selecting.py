@@ -242,9 +242,12 @@ def append(
     """New rows into an old run: their features and influence are made, nothing else is made again."""
     with told(debug, again()):
         from siftune.pipeline import run as pipeline
+        from siftune.pipeline.rundir import read_run_recipe
 
         rows = pipeline.append(run_dir, pool or [], reporter=reporter(quiet))
-        again_with = f"siftune select {shlex.quote(str(run_dir))} --name NEW-NAME"
+        targets = list(read_run_recipe(run_dir).target)
+        which = f" --target {shlex.quote(targets[0])}" if len(targets) > 1 else ""
+        again_with = f"siftune select {shlex.quote(str(run_dir))}{which} --name NEW-NAME"
         if as_json:
             typer.echo(
                 json.dumps({"run": str(run_dir), "rows_appended": rows, "next": [again_with]}, indent=2)

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
+ROUNDING = 1e-6
+"""Of fp32 numbers of one size: what differs by less is the same."""
+
 
 def blended_influence(less_N_V: np.ndarray, likeness_N_V: np.ndarray) -> np.ndarray:
     """`influence_N_V`, fp32, in standard deviations; NaN rows lack one of both, and count in neither's mean."""
@@ -20,7 +23,14 @@ def blended_influence(less_N_V: np.ndarray, likeness_N_V: np.ndarray) -> np.ndar
 
 
 def _standardised(influence_N_V: np.ndarray) -> np.ndarray:
-    """Mean 0 and deviation 1 in every column, fp64; a column of one value says nothing and becomes 0."""
-    centred_N_V = influence_N_V - influence_N_V.mean(axis=0, dtype=np.float64)
-    std_V = centred_N_V.std(axis=0)
-    return np.divide(centred_N_V, std_V, out=np.zeros_like(centred_N_V), where=std_V > 1e-12)
+    """Mean 0 and deviation 1 in every column; a column that varies by no more than rounding says nothing and becomes 0.
+
+    Column by column in fp64, so that memory is that of the result.
+    """
+    result_N_V = np.zeros(influence_N_V.shape, np.float32)
+    for v, column_N in enumerate(influence_N_V.T):
+        centred_N = column_N.astype(np.float64) - column_N.mean(dtype=np.float64)
+        std = centred_N.std()
+        if std > ROUNDING * np.abs(column_N).max():
+            result_N_V[:, v] = centred_N / std
+    return result_N_V

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +68,7 @@ class Comparison:
     """What a comparison is asked to do.
 
     tests:    NAME -> file of test rows
-    methods:  each a method, or METHOD:SETTING=VALUE:… for other settings of the choice; the first is the one that is judged
+    methods:  None = the run's own beside random, and for blend the two that it is made of; else each a method, or METHOD:SETTING=VALUE:… for other settings of the choice; the first is the one that is judged
     keep:     budgets; empty = the run's
     also:     NAME -> file of rows that somebody else chose, in any format of a pool
     training: of PROOF_SETTINGS, those that differ from the run's; `batch` is decided from the rows where it is not given
@@ -77,7 +77,7 @@ class Comparison:
     """
 
     tests: Mapping[str, str]
-    methods: Sequence[str] = ("blend", "less", "rds+", "random")
+    methods: Sequence[str] | None = None
     keep: Sequence[str] = ()
     seeds: int = 3
     readings: Sequence[Reading] = ("steps",)
@@ -112,10 +112,14 @@ def compare(
     path, reporter = Path(path), reporter or Reporter()
     recorded = read_run_recipe(path)
     recipe = anchored(recorded)
+    if asked.methods is None:
+        parts = ("less", "rds+") if recipe.method == "blend" else ()
+        own_first = dict.fromkeys([recipe.method, *parts, "random"])
+        asked = replace(asked, methods=tuple(own_first))
     keeps = _checked(asked, recipe)
     with locked(path):
         session = Session(path, recipe, reporter, recorded)
-        session.log.event("compare", tests=dict(asked.tests), methods=list(asked.methods), keep=keeps)
+        session.log.event("compare", tests=dict(asked.tests), methods=_methods(asked), keep=keeps)
         own = read_tests(session, asked.tests)
         tests: list[Test | HarnessTest] = [*own]
         if asked.harness is not None:
@@ -162,7 +166,7 @@ def _plans(
     also: Mapping[str, list[Row]],
 ) -> list[_Plan]:
     """The arms of one table: untrained, the methods, what is brought along, the full pool."""
-    first = next(len(rows[key]) for key in rows if key[:3] == (test.name, keep, asked.methods[0]))
+    first = next(len(rows[key]) for key in rows if key[:3] == (test.name, keep, _methods(asked)[0]))
     batch = asked.training.get("batch") or default_batch(first)
 
     def training(n_rows: int, seed: int) -> Training:
@@ -246,14 +250,14 @@ def _conclude(
                 )
                 for plan in plans[test.name, keep, reading]
             ]
-            values = compared(arms, asked.methods[0], _measures(test, arms))
+            values = compared(arms, _methods(asked)[0], _measures(test, arms))
             tables.append(
                 {
                     "keep": keep,
                     "reading": f"equal {reading}",
-                    "subject": asked.methods[0],
+                    "subject": _methods(asked)[0],
                     "arms": values,
-                    "sentence": sentence(values, asked.methods[0], f"{test.name}, equal {reading}"),
+                    "sentence": sentence(values, _methods(asked)[0], f"{test.name}, equal {reading}"),
                 }
             )
     result = {
@@ -309,7 +313,8 @@ def readings_of(text: str) -> tuple[Reading, ...]:
 
 def _methods(asked: Comparison) -> list[str]:
     """The methods of a comparison, random among them whether asked for or not."""
-    return list(asked.methods) if "random" in asked.methods else [*asked.methods, "random"]
+    methods = list(asked.methods or ())
+    return methods if "random" in methods else [*methods, "random"]
 
 
 def _seeds(asked: Comparison, text: str) -> list[int]:

@@ -36,52 +36,59 @@ def report(
     names: Sequence[str] = (),
     tests: Mapping[str, str] | None = None,
     no_text: bool = False,
+    out: Path | str | None = None,
     reporter: Reporter | None = None,
 ) -> Report:
-    """Write RUN/report.html and RUN/report.json.
+    """Write report.html and report.json.
 
     names:   selections to report, all of the run's where empty
     tests:   NAME -> file of held-out rows to look for in the pool, beside those that `compare` measured on
     no_text: leave the text of every row out, also where the recipe doesn't ask for that
+    out:     the folder that they go to; the run's own where None
     Raises SiftuneError for a run without selections.
     """
     path, reporter = Path(path), reporter or Reporter()
     recipe = anchored(read_run_recipe(path))
     session = Session(path, recipe, reporter, recipe)
     with_text = not (no_text or recipe.no_text)
+    held_out, gone = _tests(path, tests or {}, reporter)
     material = Material(
         path,
         recipe.model_dump(),
         tuple(names),
-        tuple(_tests(path, tests or {}, reporter)),
+        tuple(held_out),
+        tuple(gone),
         _encoder(session) if with_text else None,
         with_text,
     )
     reporter.note("writing the report")
     facts = facts_of(material, read_made_with(path))
     plots = {of["test"]: plots_of(path, of["test"]) for of in facts["outcome"]["comparisons"]}
-    page = path / "report.html"
-    write_json(path / "report.json", facts)
+    folder = path if out is None else Path(out)
+    page = folder / "report.html"
+    write_json(folder / "report.json", facts)
     write_text(page, page_of(facts, plots))
     return Report(page, facts)
 
 
-def _tests(path: Path, asked: Mapping[str, str], reporter: Reporter) -> list[TestFile]:
-    """The tests asked for, and those of the run's comparisons whose files are still there."""
-    files = dict(asked)
+def _tests(path: Path, asked: Mapping[str, str], reporter: Reporter) -> tuple[list[TestFile], list[str]]:
+    """The tests asked for and those of the run's comparisons; and the names of those whose files are gone."""
+    files, gone = dict(asked), list[str]()
     for file in sorted((path / "proof").glob("*/comparison.json")):
-        found = read_json(file)
-        if (
-            found["test"] in files
-            or "lm_eval" in found["measuring"]
-            or found["file"].startswith("lm-eval task")
-        ):
+        name = file.parent.name
+        try:
+            source = str(read_json(file)["file"])
+        except (SiftuneError, KeyError, TypeError):
+            reporter.warn(f"{file} can't be read; run siftune compare again")
             continue
-        if Path(found["file"]).exists():
-            files[found["test"]] = found["file"]
+        if name in files or source.startswith("lm-eval task"):
+            continue
+        if Path(source).exists():
+            files[name] = source
         else:
-            reporter.warn(f"the test {found['test']} is not looked for in the pool: {found['file']} is gone")
-    return [TestFile(name, file, read_target(file, name)) for name, file in files.items()]
+            gone.append(name)
+            reporter.warn(f"the test {name} is not looked for in the pool: {source} is gone")
+    return [TestFile(name, file, read_target(file, name)) for name, file in files.items()], gone
 
 
 def _encoder(session: Session) -> ChatEncoder | None:

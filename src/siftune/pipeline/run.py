@@ -26,7 +26,7 @@ from siftune.pipeline.stages import STAGES, Stage, bars_of, stage_named
 from siftune.records.budget import Budget
 from siftune.records.errors import SiftuneError
 from siftune.records.recipe import Recipe
-from siftune.selection.selection import Selection
+from siftune.selection.selection import Selection, check_same
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ def run(
     recipe = merged(recorded, asked) if recorded else asked
     recipe = _with_one_budget(recipe, {"keep": asked.keep, "drop_worst": asked.drop_worst})
     _check_complete(recipe, until, asked.target)
+    if until == "selection":
+        _check_free(out, recipe, list(asked.target) or list(recipe.target) or [recipe.method])
     with locked(out):
         if recorded is None:
             recipe = _settled(recipe, reporter)
@@ -273,14 +275,19 @@ def _check_complete(recipe: Recipe, until: Stage, targets: Iterable[str]) -> Non
 
 
 def _with_one_budget(recipe: Recipe, asked: Mapping[str, Any]) -> Recipe:
-    """The recipe with `keep` or `drop_worst`, whichever is asked for now; SiftuneError where both are."""
+    """The recipe with `keep` or `drop_worst`, whichever is asked for now, and the method that can serve it; SiftuneError where both are."""
     if asked.get("keep") and asked.get("drop_worst"):
         raise SiftuneError(
             "keep and drop_worst exclude each other",
             where="drop_worst",
             todo="Say how much to keep, or how much to leave out",
         )
-    return recipe.with_settings({"drop_worst": None}) if asked.get("keep") and recipe.drop_worst else recipe
+    if asked.get("keep") and recipe.drop_worst:
+        return recipe.with_settings({"drop_worst": None})
+    if recipe.drop_worst and recipe.method == "blend":
+        # Being unlike the target is no harm: what is against it, gradients alone can say
+        return recipe.with_settings({"method": "less"})
+    return recipe
 
 
 def _check_keep(recipe: Recipe) -> None:
@@ -294,6 +301,14 @@ def _check_keep(recipe: Recipe) -> None:
             todo="Give a budget: --keep 5%, --keep 1000 or --keep '2M tokens'",
         )
     Budget.parse(recipe.keep)
+
+
+def _check_free(out: Path, recipe: Recipe, names: list[str]) -> None:
+    """Refuse, before any work, a choice by another method under a name that is taken."""
+    for name in names:
+        folder = out / "selections" / (recipe.name or name)
+        if (folder / "selection.json").exists():
+            check_same(folder, {"method": recipe.method})
 
 
 def _check_name(recipe: Recipe, targets: list[str]) -> None:

@@ -98,10 +98,9 @@ def _influence(session: Session, target: Target) -> np.ndarray:
         if any(missing_influence(target, number, store) for number, _, store in stores):
             raise _unmade(session, f"the influence on the target {target.name!r} is not made yet")
         less_N_V = less_influence(target, stores, centre=recipe.centre)
-        # Being unlike the target is no harm: what is against it, gradients alone can say
-        if recipe.method == "less" or recipe.drop_worst:
-            return less_N_V
-        return blended_influence(less_N_V, _likeness(session, target))
+        return (
+            less_N_V if recipe.method == "less" else blended_influence(less_N_V, _likeness(session, target))
+        )
     if recipe.method == "bm25":
         questions = [text_of(row.example.messages) for row in kept_rows(target)]
         pool = session.pool
@@ -172,5 +171,5 @@ def _unmade(session: Session, what: str) -> SiftuneError:
     return SiftuneError(
         what,
         where=str(session.path),
-        todo=f"Run 'siftune run --out {session.path} --method {session.recipe.method}' to make them",
+        todo=f"Run 'siftune run --out {session.path} --method {session.recipe.method} --until influence' to make them",
     )

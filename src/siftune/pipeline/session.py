@@ -137,11 +137,7 @@ class Session:
         """Write `recipe.yaml`; `made_with` adds to what the run was resolved on."""
         before = self.recorded
         has_chosen = before is not None and (before.keep or before.drop_worst) is not None
-        first = {
-            name: value
-            for name in CHOICE
-            if before is not None and ((value := getattr(before, name)) is not None or has_chosen)
-        }
+        first = {name: getattr(before, name) for name in CHOICE} if has_chosen else {}
         targets = {**(before.target if before else {}), **self.recipe.target}
         self.made_with |= {"versions": versions(), **made_with}
         write_run_recipe(self.path, self.recipe.with_settings({**first, "target": targets}), self.made_with)

@@ -100,6 +100,7 @@ def next_commands(result: RunResult, report: Path | None = None) -> list[tuple[s
     if target:
         commands.append(("worth it?", f"siftune compare {run} --test {target}=TEST.jsonl"))
     asked = f" --target {target}" if target else ""
+    asked += f" --method {selection.settings['method']}"
     commands.append(("choose again", f"siftune select {run}{asked} --keep 1% --name {name}-1"))
     return commands
 

@@ -56,6 +56,9 @@ def compared(
             if values_S_R is None:
                 continue
             interval = interval_of(values_S_R, seed)
+            if measure.unit == "share" and interval.low is not None and interval.high is not None:
+                # What is widened for few seeds may leave what a share can be
+                interval = interval._replace(low=max(interval.low, 0.0), high=min(interval.high, 1.0))
             entry: dict[str, Any] = {
                 "words": measure.words,
                 "more_is_better": measure.more_is_better,

@@ -144,12 +144,15 @@ def sentence(arms: Sequence[dict[str, Any]], subject: str, test: str) -> str:
         "better than": [],
         "no significant difference from": [],
         "worse than": [],
+        "one test row can't tell it from": [],
     }
     for arm in arms:
         against = arm["measures"][measure.name].get("against_subject")
         if against:
             verdict = "no significant difference from"
-            if against["significant"]:  # `better` is the other arm's
+            if against["low"] is None:
+                verdict = "one test row can't tell it from"
+            elif against["significant"]:  # `better` is the other arm's
                 verdict = "worse than" if against["better"] else "better than"
             verdicts[verdict].append(f"{arm['name']} ({measure.show(arm['measures'][measure.name]['mean'])})")
     parts += [f"{verdict} {', '.join(names)}" for verdict, names in verdicts.items() if names]

@@ -9,7 +9,7 @@ from unicodedata import east_asian_width
 
 from markupsafe import Markup
 
-WIDTH = 720
+WIDTH = 560
 
 
 def _svg(height: float, label: str, parts: Sequence[Markup]) -> Markup:
@@ -68,7 +68,7 @@ def histogram(scores: dict[str, Any], *, by_score: bool) -> Markup:
 
 def paired_bars(rows: Sequence[dict[str, Any]], label: str) -> Markup:
     """Share of the pool (outlined) above share of the choice (full), a pair a value."""
-    left, line = 230.0, 34.0
+    left, line = 200.0, 34.0
     most = max(max(row["pool_share"], row["chosen_share"]) for row in rows) or 1.0
     parts = []
     for place, row in enumerate(rows):
@@ -118,7 +118,7 @@ def binned(bins: Sequence[dict[str, Any]]) -> Markup:
     return _svg(bottom + 44, "Score by trained tokens", parts)
 
 
-def _short(text: str, room: float = 215.0) -> str:
+def _short(text: str, room: float = 185.0) -> str:
     """As much of a name as fits, by what characters of 13 px take at most."""
     used = 0.0
     for place, character in enumerate(text):

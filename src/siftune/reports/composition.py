@@ -18,11 +18,28 @@ MOST_VALUES = 50
 LONGEST_VALUE = 60
 SHOWN = 20
 _OWN = {
-    *("messages", "id", "_siftune", "_siftune_before", "conversations", "conversation", "instruction", "input", "output", "prompt", "completion"),
+    *(
+        "messages",
+        "id",
+        "_siftune",
+        "_siftune_before",
+        "conversations",
+        "conversation",
+        "instruction",
+        "input",
+        "output",
+        "prompt",
+        "completion",
+    ),
     *("system", "history", "tools", "text", "response", "question", "query", "answer", "chosen", "rejected"),
 }
 """Columns of the formats, which hold what is said; and marks."""
-_TAKEN = {"": "(no name)", "source": "source (column)", "turns": "turns (column)", "trained tokens": "trained tokens (column)"}
+_TAKEN = {
+    "": "(no name)",
+    "source": "source (column)",
+    "turns": "turns (column)",
+    "trained tokens": "trained tokens (column)",
+}
 DRAWS = 200
 OTHER, NONE = "(other)", "(none)"
 
@@ -41,7 +58,9 @@ def columns_of(material: Material) -> dict[str, np.ndarray]:
         if not _same_partition(value_N[material.usable_N], source_N[material.usable_N])
     }
     several = {
-        name: value_N for name, value_N in kept.items() if len(np.unique(value_N[material.usable_N])) > 1
+        _TAKEN.get(name, name): value_N
+        for name, value_N in kept.items()
+        if len(np.unique(value_N[material.usable_N])) > 1
     }
     return {"source": source_N, **several}
 

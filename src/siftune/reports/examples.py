@@ -36,11 +36,13 @@ def example_section(material: Material, selection: Selection, scores: pa.Table, 
         ]
     ]
     around = [row for row in around if not np.isnan(score_N[row])]
-    opposed = _first(score_N, OPPOSED) if subtasks else []
+    against_N = _against(material, selection, score_N)
+    opposed = _first(against_N, OPPOSED) if subtasks else []
+    influences = _by_checkpoint(material, selection)
     by_checkpoint = {
         # Rows that were appended since, and those in quarantine, have no score
         number: _first(np.where(np.isnan(score_N), np.nan, -of_N[: len(score_N)]), BEST)
-        for number, of_N in _by_checkpoint(material, selection).items()
+        for number, of_N in influences.items()
     }
     wanted = dict.fromkeys([*(row for rows in best.values() for row in rows), *opposed, *around])
     wanted |= dict.fromkeys(row for rows in by_checkpoint.values() for row in rows)
@@ -48,12 +50,13 @@ def example_section(material: Material, selection: Selection, scores: pa.Table, 
     each = min(MOST_BYTES, room // max(1, len(wanted) + sum(len(rows) for rows in targets.values())))
     texts = _texts(material, wanted, each)
 
-    def row_of(row: int, score: float | None = None) -> dict[str, Any]:
+    def row_of(row: int, value: float, of: str) -> dict[str, Any]:
         return {
             "row": row,
             "id": str(scores["id"][row].as_py()),
             "source": str(scores["source"][row].as_py()),
-            "score": float(score_N[row]) if score is None else score,
+            "of": of,
+            "value": value,
             "rank": int(rank_N[row]),
             "chosen": bool(chosen_N[row]),
             "parts": texts.get(row),
@@ -65,32 +68,57 @@ def example_section(material: Material, selection: Selection, scores: pa.Table, 
                 "subtask": name,
                 "target": [_target_row(material, v, row, each) for v, row in targets.get(name, [])],
                 "pool": [
-                    row_of(row, float(_floats(scores, f"subtask:{name}")[row]) if subtasks else None)
+                    row_of(row, float(_floats(scores, f"subtask:{name}")[row]), "score on this subtask")
+                    if subtasks
+                    else row_of(row, float(score_N[row]), "score")
                     for row in rows
                 ],
             }
             for name, rows in best.items()
         ],
         "more_subtasks": max(0, len(subtasks) - SUBTASKS),
-        "opposed": [row_of(row) for row in opposed],
-        "around_the_cut": [row_of(row) for row in around],
+        "opposed_by": "gradients" if selection.settings["checkpoints"] else "score",
+        "opposed": [row_of(row, float(against_N[row]), "mean influence") for row in opposed]
+        if selection.settings["checkpoints"]
+        else [row_of(row, float(score_N[row]), "score") for row in opposed],
+        "around_the_cut": [row_of(row, float(score_N[row]), "score") for row in around],
         "checkpoints": [
-            {"checkpoint": number, "pool": [row_of(row) for row in rows]}
-            for number, rows in by_checkpoint.items()
+            {"checkpoint": number, "pool": [row_of(row, float(of_N[row]), "influence") for row in rows]}
+            for (number, rows), of_N in zip(by_checkpoint.items(), influences.values(), strict=True)
         ],
         "why_no_marks": None
         if material.encoder is not None or not material.with_text
         else "the tokenizer could not be loaded",
-        "finding": _finding(score_N, best, chosen_N),
+        "finding": _finding(against_N, best, chosen_N, selection, has_subtasks=bool(subtasks)),
     }
 
 
-def _finding(score_N: np.ndarray, best: dict[str, list[int]], chosen_N: np.ndarray) -> str:
+def _finding(
+    against_N: np.ndarray,
+    best: dict[str, list[int]],
+    chosen_N: np.ndarray,
+    selection: Selection,
+    *,
+    has_subtasks: bool,
+) -> str:
     rows = [row for of in best.values() for row in of]
-    text = f"Of the {len(rows)} rows that serve a subtask most, {sum(bool(chosen_N[row]) for row in rows)} were chosen."
-    against = int((score_N < 0).sum())
-    known = int((~np.isnan(score_N)).sum())
-    return text + f" {against:,} of {known:,} scored rows have a score below 0."
+    if not has_subtasks:
+        return f"The {len(rows)} rows that rank first, and those around the cut."
+    text = f"Of the {len(set(rows))} rows that serve a subtask most, {sum(bool(chosen_N[row]) for row in set(rows))} were chosen"
+    if copies := selection.summary["n_duplicates_left_out"]:
+        text += f" ({copies:,} rows of the pool are exact copies of others and could not be)"
+    if selection.settings["checkpoints"]:
+        against, known = int((against_N < 0).sum()), int((~np.isnan(against_N)).sum())
+        text += f". By their gradients {against:,} of {known:,} rows are against the target on average, {int((chosen_N & (against_N < 0)).sum()):,} of the chosen among them: those serve single target rows"
+    return text + "."
+
+
+def _against(material: Material, selection: Selection, score_N: np.ndarray) -> np.ndarray:
+    """What says that a row is against the target: the gradients' mean influence, else how little it is like the target."""
+    mean_N = (
+        material.mean_influence(selection.settings["target"]) if selection.settings["checkpoints"] else None
+    )
+    return score_N if mean_N is None else np.where(np.isnan(score_N), np.nan, mean_N[: len(score_N)])
 
 
 def _by_checkpoint(material: Material, selection: Selection) -> dict[int, np.ndarray]:

@@ -25,7 +25,7 @@ from siftune.reports.redundancy import redundancy_section
 from siftune.reports.scores import score_section
 from siftune.reports.subtasks import subtask_section
 from siftune.reports.verdict import fingerprint_of, verdict_section
-from siftune.selection.selection import Selection
+from siftune.selection.selection import Selection, may_be_chosen
 
 TEXT_BYTES = 900_000
 """Of escaped text that all examples of a report may take together: the page stays under 2 MB."""
@@ -54,6 +54,7 @@ def facts_of(material: Material, made_with: Mapping[str, Any]) -> dict[str, Any]
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": material.path.resolve().name,
         "with_text": material.with_text,
+        "tests_gone": list(material.tests_gone),
         "selections": found,
         **common,
     }
@@ -87,6 +88,9 @@ def _of_selection(
             score_N[scored],
             on_scored,
             by_checkpoint,
+            may_N=may_be_chosen(
+                material.index.slice(0, len(score_N)), score_N, repeats=selection.settings["repeats"]
+            )[scored],
             by_score=selection.settings["rule"] not in ("by-subtask", "round-robin"),
         ),
         "composition": composition_section(columns, material, scored_N, chosen_N),
@@ -114,7 +118,11 @@ def _leakage(material: Material, chosen: dict[str, np.ndarray]) -> list[dict[str
     """Each target of the run and each test, looked for in the pool."""
     names = sorted(path.parent.name for path in material.path.glob("targets/*/target.json"))
     sought = [Sought("target", name, kept_rows(material.target(name))) for name in names]
-    sought += [Sought("test", test.name, test.rows) for test in material.tests]
+    targets = list(sought)
+    for test in material.tests:
+        found = Sought("test", test.name, test.rows)
+        found.in_targets = {t.name: n for t in targets if (n := len(t.fingerprints & found.fingerprints))}
+        sought.append(found)
     look_for(material.pool, sought)
     rows = {name: set(of.tolist()) for name, of in chosen.items()}
     return [file.result(rows) for file in sought]

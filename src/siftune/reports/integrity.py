@@ -42,7 +42,7 @@ def stages_of(log: Path) -> list[dict[str, Any]]:
     """Per stage of the log, in order: seconds of all its tries, the highest memory, tries that did not end."""
     found: dict[str, dict[str, Any]] = {}
     for event in read_events(log):
-        if "stage" not in event or str(event["stage"]).startswith("proof "):
+        if not isinstance(event.get("stage"), str) or str(event["stage"]).startswith("proof "):
             continue
         stage = found.setdefault(
             event["stage"],
@@ -57,6 +57,8 @@ def stages_of(log: Path) -> list[dict[str, Any]]:
         )
         if event["event"] == "stage began":
             stage["began"] += 1
+            continue
+        if not {"seconds", "cpu_seconds", "peak_memory_mib"} <= event.keys():
             continue
         stage["done"] += event["event"] == "stage done"
         stage["seconds"] = round(stage["seconds"] + event["seconds"], 2)

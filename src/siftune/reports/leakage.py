@@ -27,6 +27,7 @@ class Sought:
 
     def __init__(self, kind: str, name: str, rows: Sequence[TargetRow]):
         self.kind, self.name, self.n_rows = kind, name, len(rows)
+        self.in_targets: dict[str, int] = {}
         self.fingerprints = {row.example.fingerprint for row in rows}
         texts = [text_of(row.example.messages) for row in rows]
         self.sets = [
@@ -66,7 +67,9 @@ class Sought:
             "overlapping": len(self.overlapping),
             "rows_touched": rows_touched,
             "wording_left_aside": self.n_wording,
+            "in_targets": self.in_targets,
             "pool_rows": found[:ROWS_KEPT],
+            "more_pool_rows": max(0, len(found) - ROWS_KEPT),
             "chosen": {name: len(rows.intersection(found)) for name, rows in chosen.items()},
         }
 

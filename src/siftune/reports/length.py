@@ -10,7 +10,7 @@ import numpy as np
 from siftune.reports.scores import spearman
 
 FLAGGED = 0.3
-BINS = 10
+BINS = 8
 
 
 def length_section(
@@ -40,9 +40,10 @@ def _spearman(
     score_N: np.ndarray, n_trained_N: np.ndarray
 ) -> tuple[float | None, float | None, float | None]:
     """Rho and its interval by Fisher's z with Bonett and Wright's (2000) error, sqrt((1 + rho²/2) / (N - 3))."""
-    if len(score_N) < 5 or np.ptp(score_N) == 0 or np.ptp(n_trained_N) == 0:
+    rho = spearman(score_N, n_trained_N) if len(score_N) > 4 else None
+    if rho is None:
         return None, None, None
-    rho = spearman(score_N, n_trained_N)
+    assert rho is not None
     z, half = (
         np.arctanh(np.clip(rho, -0.999999, 0.999999)),
         1.96 * np.sqrt((1 + rho**2 / 2) / (len(score_N) - 3)),
@@ -51,7 +52,7 @@ def _spearman(
 
 
 def _bins(score_N: np.ndarray, n_trained_N: np.ndarray) -> list[dict[str, Any]]:
-    """Rows by length in up to ten bins of about equally many: their range, and the score's mean and middle 80 %."""
+    """Rows by length in up to eight bins of about equally many: their range, and the score's mean and middle 80 %."""
     edges = np.unique(np.quantile(n_trained_N, np.linspace(0, 1, BINS + 1), method="nearest"))
     found = []
     for place, (first, last) in enumerate(pairwise(edges)):

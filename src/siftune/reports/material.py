@@ -43,7 +43,7 @@ class Material:
     """A run as a report reads it.
 
     names:     the selections to report, all of the run's where empty
-    tests:     held-out rows to look for in the pool
+    tests:     held-out rows to look for in the pool; tests_gone: those that were measured on and whose files are gone
     encoder:   tokenizer and template of the run, None where they can't be had
     with_text: False leaves the text of every row out
     """
@@ -52,10 +52,13 @@ class Material:
     recipe: Mapping[str, Any]
     names: tuple[str, ...] = ()
     tests: tuple[TestFile, ...] = ()
+    tests_gone: tuple[str, ...] = ()
     encoder: ChatEncoder | None = None
     with_text: bool = True
     _targets: dict[str, Target] = field(default_factory=dict, init=False)
-    _by_checkpoint: dict[str, dict[int, np.ndarray]] = field(default_factory=dict, init=False)
+    _by_checkpoint: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = field(
+        default_factory=dict, init=False
+    )
 
     @cached_property
     def pool(self) -> Pool:
@@ -107,8 +110,18 @@ class Material:
 
     def scores_by_checkpoint(self, name: str) -> dict[int, np.ndarray]:
         """`score_N` of the rule `top` on a target under each checkpoint alone; empty where its influence isn't whole."""
+        return {number: top_N for number, (top_N, _) in self._influence(name).items()}
+
+    def mean_influence(self, name: str) -> np.ndarray | None:
+        """`influence_N` of gradients, weighted over checkpoints, mean over a target's rows; None where it isn't whole."""
+        found = self._influence(name)
+        if not found or set(found) != set(self.weights):
+            return None
+        return np.sum([self.weights[number] * mean_N for number, (_, mean_N) in found.items()], axis=0)
+
+    def _influence(self, name: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         if name not in self._by_checkpoint:
-            target, found = self.target(name), dict[int, np.ndarray]()
+            target, found = self.target(name), dict[int, tuple[np.ndarray, np.ndarray]]()
             for folder in sorted(
                 (self.path / "datastore" / "less").glob("[0-9]*"), key=lambda p: int(p.name)
             ):
@@ -116,7 +129,8 @@ class Material:
                 store = Datastore(folder, self.pool.plan)
                 if not missing_influence(target, number, store):
                     influence_N_V = read_influence(target, number, store)
-                    found[number] = scores_of(influence_N_V, target.subtask_V, "top").score_N
+                    top_N = scores_of(influence_N_V, target.subtask_V, "top").score_N
+                    found[number] = top_N, influence_N_V.mean(axis=1)
             self._by_checkpoint[name] = found
         return self._by_checkpoint[name]
 

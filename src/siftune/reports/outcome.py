@@ -8,17 +8,24 @@ from typing import Any
 
 from siftune.proof.measures import measured
 from siftune.proof.show import against, arm_cells, table_title, with_interval
+from siftune.records.errors import SiftuneError
 from siftune.records.files import read_json
 
 
 def outcome_section(path: Path) -> dict[str, Any]:
     """Comparisons by test, the first-order check and the demo's measurement; each empty where it never ran."""
     proof = path / "proof"
-    comparisons = [_comparison(file) for file in sorted(proof.glob("*/comparison.json"))]
+    comparisons, unreadable = list[dict[str, Any]](), list[str]()
+    for file in sorted(proof.glob("*/comparison.json")):
+        try:
+            comparisons.append(_comparison(file))
+        except (KeyError, TypeError, StopIteration, SiftuneError):  # cut off by hand, or of another version
+            unreadable.append(file.parent.name)
     check = read_json(proof / "check.json")["targets"] if (proof / "check.json").exists() else []
     demo = read_json(proof / "demo.json") if (proof / "demo.json").exists() else []
     return {
         "comparisons": comparisons,
+        "unreadable": unreadable,
         "check": [
             {
                 "target": of["name"],
@@ -66,8 +73,7 @@ def _comparison(file: Path) -> dict[str, Any]:
 
 def _table(table: dict[str, Any]) -> dict[str, Any]:
     measures = measured(table["arms"])
-    subject = next(arm for arm in table["arms"] if arm["name"] == table["subject"])
-    against_random = subject["measures"][measures[0].name].get("against_random")
+    first = {arm["name"]: arm["measures"][measures[0].name].get("against_random") for arm in table["arms"]}
     return {
         "title": table_title(table),
         "sentence": table["sentence"],
@@ -87,7 +93,8 @@ def _table(table: dict[str, Any]) -> dict[str, Any]:
             for arm in table["arms"]
         ],
         "subject": table["subject"],
-        "worse_than_random": bool(
-            against_random and against_random["significant"] and not against_random["better"]
-        ),
+        "keep": table["keep"],
+        "worse_than_random": [
+            name for name, to in first.items() if to and to["significant"] and not to["better"]
+        ],
     }

@@ -35,6 +35,7 @@ def page_of(facts: Mapping[str, Any], plots: Mapping[str, list[str]]) -> str:
         plots=plots,
         level=_level,
         breakable=_breakable,
+        short=_short,
         duration=duration,
         style=Markup(style),
         script=Markup(script),
@@ -77,6 +78,10 @@ def _level(n: int, subtasks: Mapping[str, Any]) -> int:
 def _breakable(name: str) -> Markup:
     """A name that may be broken after its underscores and hyphens."""
     return Markup(re.sub(r"([_/.-])", r"\1<wbr>", str(escape(name))))
+
+
+def _short(name: str, most: int) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _hash(text: str) -> str:

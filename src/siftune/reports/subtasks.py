@@ -33,7 +33,7 @@ def subtask_section(
     without = [row["subtask"] for row in rows if not row["chosen"]]
     finding = f"{largest['subtask']!r} has most: {largest['chosen']:,} of {n_chosen:,} chosen rows serve it best ({share:.0%})"
     finding += (
-        f"; {len(without)} of {len(rows)} subtasks are no row's best."
+        f"; {len(without)} of {len(rows)} subtasks are no chosen row's best."
         if without
         else "; every subtask has some."
     )

@@ -69,7 +69,7 @@ def _selection(console: Console, selection: Mapping[str, Any]) -> None:
     for of in selection["examples"]["subtasks"][:ROWS]:
         for row in of["pool"][:1]:
             text = "".join(part["text"] for part in row["parts"] or [])
-            console.print(f"  {escape(of['subtask'] or 'best')}: pool row {row['row']:,}, {row['score']:.3g}  {escape(' '.join(text.split())[:160])}")  # fmt: skip
+            console.print(f"  {escape(of['subtask'] or 'best')}: pool row {row['row']:,}, {row['value']:.3g}  {escape(' '.join(text.split())[:160])}")  # fmt: skip
     if selection["overlap"]:
         _head(console, "Overlap with other selections")
         _table(

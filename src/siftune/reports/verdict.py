@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from siftune.records.files import digest_of
+from siftune.reports.composition import percent
 from siftune.selection.selection import Selection
 
 CHECKPOINTS_APART = 0.2
@@ -51,16 +52,12 @@ def verdict_section(
     sources = found["composition"][0]
     top = sources["rows"][0]
     if len(sources["rows"]) > 1:
-        unlike = (
-            "much like"
-            if sources["apart"] < 0.1
-            else "somewhat unlike"
-            if sources["apart"] < 0.3
-            else "very unlike"
-        )
+        more = sources["apart"] - sources["apart_by_chance"]
+        unlike = "as like" if more < 0.05 else "somewhat unlike" if more < 0.25 else "very unlike"
+        than = " as random rows are" if more < 0.05 else ""
         text += (
-            f" By source the choice is {unlike} the pool (their mixtures differ by {sources['apart']:.0%});"
-            f" {top['chosen_share']:.0%} of it comes from {top['value']}, which is {top['pool_share']:.0%} of the pool."
+            f" By source the choice is {unlike} the pool{than} (their mixtures differ by {sources['apart']:.0%}, those of random rows by"
+            f" {sources['apart_by_chance']:.0%}); {percent(top['chosen_share'])} of it comes from {top['value']}, which is {percent(top['pool_share'])} of the pool."
         )
     return {
         "sentence": text,
@@ -71,6 +68,7 @@ def verdict_section(
         "scorable": of,
         "tokens": s["tokens_selected"],
         "unlike_pool": sources["apart"],
+        "unlike_by_chance": sources["apart_by_chance"],
     }
 
 
@@ -82,7 +80,11 @@ def _warnings(selection: Selection, found: Mapping[str, Any], common: Mapping[st
                 f"Leakage: {leak['exact']:,} pool rows are rows of the test {leak['name']} and {leak['overlapping']:,} share 13 words with one;"
                 f" {leak['chosen'][name]:,} of them were chosen. What is measured on that test is partly memory."
             )
-        elif leak["exact"] and leak["name"] == target:
+        for other, n in leak["in_targets"].items():
+            warnings.append(
+                f"Leakage: {n:,} of the {leak['rows']:,} rows of the test {leak['name']} are rows of the target {other}, which chose what was trained on."
+            )
+        if leak["kind"] == "target" and leak["exact"] and leak["name"] == target:
             warnings.append(
                 f"{leak['exact']:,} pool rows are rows of the target itself; {leak['chosen'][name]:,} chosen rows are in the target or overlap it."
             )
@@ -98,7 +100,7 @@ def _warnings(selection: Selection, found: Mapping[str, Any], common: Mapping[st
         warnings.append(
             f"{found['scores']['tied_but_left_out']:,} rows with the very score of the cut were left out: the method can't tell them from chosen ones."
         )
-    agreement = [pair["spearman"] for pair in found["scores"]["agreement"]]
+    agreement = [pair["spearman"] for pair in found["scores"]["agreement"] if pair["spearman"] is not None]
     if agreement and min(agreement) < CHECKPOINTS_APART:
         warnings.append(
             f"Checkpoints disagree on the pool (Spearman {min(agreement):.2f}): a longer or gentler warm-up may help."
@@ -108,11 +110,23 @@ def _warnings(selection: Selection, found: Mapping[str, Any], common: Mapping[st
         warnings.append(
             f"{quarantined:,} of {common['integrity']['rows']:,} pool rows are in quarantine; most often: {common['integrity']['reasons'][0]['reason']}."
         )
-    measured = [of for of in common["outcome"]["comparisons"] if of["target"] == target]
-    if any(table["worse_than_random"] for of in measured for table in of["tables"]):
-        warnings.append("It was measured to be worse than random rows: see the outcome.")
-    if not measured and not common["outcome"]["demo"] and target is not None:
+    if appended := common["integrity"]["rows"] - selection.summary["n_pool"]:
         warnings.append(
-            "Nothing was measured yet: 'siftune compare' says whether the choice is better than random rows."
+            f"{appended:,} rows were appended after this choice was made: choosing again looks at them too."
+        )
+    tables = [
+        of for test in common["outcome"]["comparisons"] if test["target"] == target for of in test["tables"]
+    ]
+    arms = [(of, arm[0]) for of in tables for arm in of["arms"] if _is_of(selection, of["keep"], arm[0])]
+    if worse := [arm for of, arm in arms if arm in of["worse_than_random"]]:
+        warnings.append(f"Rows by {worse[0]} were measured to be worse than random rows: see the outcome.")
+    if not arms and not common["outcome"]["demo"] and target is not None:
+        warnings.append(
+            "This choice was not measured yet: 'siftune compare' says whether it is better than random rows."
         )
     return warnings
+
+
+def _is_of(selection: Selection, keep: str | None, arm: str) -> bool:
+    """Is an arm of a comparison a choice like this one: by its method and budget?"""
+    return keep == selection.settings["keep"] and arm.partition(":")[0] == selection.settings["method"]

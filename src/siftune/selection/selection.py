@@ -37,7 +37,14 @@ class Selection:
         """Raises SiftuneError where there is no finished selection."""
         if not (path / "selection.json").exists():
             raise SiftuneError("holds no selection", where=str(path), todo="Make one with 'siftune select'")
-        return cls(path, **read_json(path / "selection.json"))
+        found = read_json(path / "selection.json")
+        if not isinstance(found, dict) or set(found) != {"settings", "summary"}:
+            raise SiftuneError(
+                "is not a selection that siftune wrote",
+                where=str(path / "selection.json"),
+                todo="Remove its folder and choose again under its name",
+            )
+        return cls(path, **found)
 
     @property
     def file(self) -> Path:
@@ -46,6 +53,12 @@ class Selection:
 
     def scores(self) -> pa.Table:
         """A row per pool row, as Arrow."""
+        if not (self.path / "scores.parquet").exists():
+            raise SiftuneError(
+                "is gone",
+                where=str(self.path / "scores.parquet"),
+                todo=f"Remove the folder {self.path} and choose again under its name",
+            )
         return pq.read_table(self.path / "scores.parquet")
 
     def rows(self) -> list[dict[str, Any]]:
