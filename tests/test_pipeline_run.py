@@ -82,6 +82,28 @@ def test_planted_rows_are_found_by_the_default_method(done: Path) -> None:
     assert sum(row["source"] == "planted" for row in chosen(done, "default")) >= 0.9 * N_PLANTED
 
 
+def test_a_run_records_its_first_choice(given: dict[str, Any], tmp_path: Path) -> None:
+    without = {name: value for name, value in given.items() if name not in ("keep", "method")}
+    run(recipe(without), tmp_path / "run", until="pool")
+    run(make_recipe({"method": "bm25", "keep": "5%"}), tmp_path / "run")
+    recorded = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text(encoding="utf-8"))
+    assert (recorded["method"], recorded["keep"]) == ("bm25", "5%")
+    run(make_recipe({}), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints" / "1").exists()
+    select(tmp_path / "run", {"keep": "3%", "name": "fewer"})
+
+
+def test_a_name_that_is_taken_is_told_before_any_work(given: dict[str, Any], tmp_path: Path) -> None:
+    run(recipe(given, method="bm25"), tmp_path / "run")
+    with pytest.raises(SiftuneError, match="siftune run --out .* --method less --until influence"):
+        select(tmp_path / "run", {"method": "less", "name": "again"})
+    with pytest.raises(SiftuneError, match="exists with method = 'bm25'"):
+        run(make_recipe({"method": "less"}), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    run(make_recipe({"method": "less"}), tmp_path / "run", until="influence")
+    select(tmp_path / "run", {"method": "less", "name": "again"})
+
+
 def test_selected_rows_carry_everything_they_came_with(done: Path, given: dict[str, Any]) -> None:
     original = {row["id"]: (place, row) for place, row in enumerate(pool_rows())}
     table = scores(done)
