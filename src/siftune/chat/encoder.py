@@ -249,7 +249,7 @@ class _Template:
                 if self.render(other, tools) == text:
                     return f"the template leaves out turn {i + 1} ({message['role']})"
             if call := unsaid_call(message, text):
-                return f"the template leaves out the call of {call} in turn {i + 1}"
+                return f"the template leaves out the call of {call!r} in turn {i + 1}"
         return self._ignores_reasoning(messages, text)
 
     def _ignores_reasoning(self, messages: list[Message], text: str) -> str | None:

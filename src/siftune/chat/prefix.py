@@ -50,7 +50,7 @@ def prefix_spans(
         if end < len(opening):
             return f"{turn}: the template writes nothing for it"
         if call := unsaid_call(message, upto[len(opening) : end]):
-            return f"{turn}: the template leaves out the call of {call}"
+            return f"{turn}: the template leaves out the call of {call!r}"
         if not text.startswith(upto[:end]):
             later = _first_rewriter(render, messages, tools, upto[:end], i)
             return f"the template rewrites earlier turns: turn {i + 1} renders differently once turn {later} follows"
