@@ -111,7 +111,7 @@ REFUSED = {
     "role order": (HEAD + "{{ raise_exception('No\nsystem turns!') if m['role'] == 'system' }}" + TURN + FOOT,
                    example(("system", "x"), ASK, SAY), "refuses it: TemplateError: No$"),
     "drops tool calls": ("{{ tools if tools }}" + HEAD + TURN + FOOT, example(ASK, {**CALL, "content": "Let me see."}, tools=[WEATHER]),
-                         "turn 2: the template leaves out the call of get_weather"),
+                         "turn 2: the template leaves out the call of 'get_weather'"),
     "drops tools": (HEAD + TURN + FOOT, example(ASK, SAY, tools=[WEATHER]), "does not show the tools"),
     "drops a role": (HEAD + "{% if m['role'] != 'tool' %}" + TURN + "{% endif %}" + FOOT,
                      example(ASK, SAY, {"role": "tool", "content": "18"}, SAY), r"leaves out turn 3 \(tool\)"),

@@ -101,9 +101,9 @@ BAD_ROWS: list[tuple[Any, str]] = [
     (called("f"), "a function call of message 2 has no name"),
     (
         called({"name": "f", "arguments": "{"}),
-        "the arguments of f in message 2 is not JSON (Expecting property name*",
+        "the arguments of 'f' in message 2 is not JSON (Expecting property name*",
     ),
-    (called({"name": "f", "arguments": "[]"}), "the arguments of f in message 2 are not an object"),
+    (called({"name": "f", "arguments": "[]"}), "the arguments of 'f' in message 2 are not an object"),
     (called({"name": "f", "arguments": '{"x": NaN}'}), "message 2 is not a finite number"),
     (
         called({"name": "f", "parameters": {}}),
