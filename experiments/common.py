@@ -44,7 +44,7 @@ def warmed_up(data: Path, work: Path) -> Path:
     targets = [f"{task}={data / 'targets' / task / 'fewshot.jsonl'}" for task in TASKS]
     siftune(
         "run", "--out", str(run), "--model", str(demo_model()), "--pool", str(data / "pool_2k.jsonl"), "--target", *targets,
-        "--keep", "5%", "--threads", "1", "--batch-tokens", "512", "--until", "warmup",
+        "--method", "less", "--keep", "5%", "--threads", "1", "--batch-tokens", "512", "--until", "warmup",
     )  # fmt: skip
     return run
 

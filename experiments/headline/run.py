@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import HERE, PROOF, TASKS, keep_results, script, siftune, test_files, warmed_up, with_directions
 
-METHODS = "less,blend,rds+,random,bm25,embed,length"
+METHODS = "blend,less,rds+,random,bm25,embed,length"
 
 
 def main(data: Path, work: Path, seeds: str) -> None:
