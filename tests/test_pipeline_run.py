@@ -95,7 +95,7 @@ def test_a_run_records_its_first_choice(given: dict[str, Any], tmp_path: Path) -
 
 def test_a_name_that_is_taken_is_told_before_any_work(given: dict[str, Any], tmp_path: Path) -> None:
     run(recipe(given, method="bm25"), tmp_path / "run")
-    with pytest.raises(SiftuneError, match="siftune run --out .* --method less --until influence"):
+    with pytest.raises(SiftuneError, match=r"siftune run --out .* --method less --until influence"):
         select(tmp_path / "run", {"method": "less", "name": "again"})
     with pytest.raises(SiftuneError, match="exists with method = 'bm25'"):
         run(make_recipe({"method": "less"}), tmp_path / "run")

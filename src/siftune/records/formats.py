@@ -210,7 +210,9 @@ def _call(given: Any, number: int) -> dict[str, Any]:
         arguments = {}
     arguments = _parsed(arguments, f"the arguments of {function['name'][:50]!r} in message {number}")
     if not isinstance(arguments, dict):
-        raise UnusableError(f"the arguments of {function['name'][:50]!r} in message {number} are not an object")
+        raise UnusableError(
+            f"the arguments of {function['name'][:50]!r} in message {number} are not an object"
+        )
     function = {**function, "arguments": arguments}
     if flat:  # what belongs to the call, not to the function
         outside = {key: function.pop(key) for key in ("id", "type") if key in function}
