@@ -36,7 +36,7 @@ def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
     )
 
 
-def histogram(scores: dict[str, Any], *, by_score: bool) -> Markup:
+def histogram(scores: dict[str, Any]) -> Markup:
     """Scores of the pool (outlined bars) with the chosen part (full bars). Heights are square roots, so that small bins are seen."""
     left, right, top, bottom = 12.0, WIDTH - 12.0, 26.0, 206.0
     edges, pool, chosen = scores["edges"], scores["pool"], scores["chosen"]
@@ -59,7 +59,7 @@ def histogram(scores: dict[str, Any], *, by_score: bool) -> Markup:
         parts.append(_text(x(value), bottom + 16, f"{value:.3g}", anchor))
     cut = x(scores["cut"])
     parts.append(_line("cut", cut, top - 6, cut, bottom))
-    word = "cut" if by_score else "lowest chosen"
+    word = "cut" if scores["by_score"] else "lowest chosen"
     parts.append(
         _text(cut, top - 10, f"{word} {scores['cut']:.3g}", "end" if cut > WIDTH / 2 else "start", "strong")
     )

@@ -41,11 +41,11 @@ _TAKEN = {
     "trained tokens": "trained tokens (column)",
 }
 DRAWS = 200
-OTHER, NONE = "(other)", "(none)"
+NONE = "(none)"
 
 
 def columns_of(material: Material) -> dict[str, np.ndarray]:
-    """Columns of the pool that sort rows into a few kinds: name -> value per row as text, `(none)` where a row has none.
+    """What sorts the pool's rows into a few kinds, the person's columns beside source, turns and length: name -> value per row as text, `(none)` where a row has none.
 
     A column has 2 to 50 different values of at most 60 characters; one that only renames the source is left out, and so are all
     where the text of rows is: a short answer is a kind of rows too.
@@ -62,7 +62,13 @@ def columns_of(material: Material) -> dict[str, np.ndarray]:
         for name, value_N in kept.items()
         if len(np.unique(value_N[material.usable_N])) > 1
     }
-    return {"source": source_N, **several}
+    n_turns_N = _turns(material)
+    return {
+        "source": source_N,
+        **several,
+        "turns": np.where(n_turns_N > 8, "9 or more", n_turns_N.astype(str)),
+        "trained tokens": _binned(material.n_trained_N),
+    }
 
 
 def shares(value_N: np.ndarray, scored_N: np.ndarray, chosen_N: np.ndarray) -> list[dict[str, Any]]:
@@ -99,17 +105,13 @@ def apart_by_chance(rows: list[dict[str, Any]], seed: int = 0) -> float:
 
 
 def composition_section(
-    columns: dict[str, np.ndarray], material: Material, scored_N: np.ndarray, chosen_N: np.ndarray
+    columns: dict[str, np.ndarray], scored_N: np.ndarray, chosen_N: np.ndarray
 ) -> list[dict[str, Any]]:
     """One table a column: the source, the person's columns (those in which choice and pool differ most first), turns, length."""
-    n_turns_N = turns_of(material)
-    own = [_table(name, value_N, scored_N, chosen_N) for name, value_N in columns.items() if name != "source"]
-    return [
-        _table("source", columns["source"], scored_N, chosen_N),
-        *sorted((table for table in own if len(table["rows"]) > 1), key=lambda table: -table["apart"]),
-        _table("turns", np.where(n_turns_N > 8, "9 or more", n_turns_N.astype(str)), scored_N, chosen_N),
-        _table("trained tokens", _binned(material.n_trained_N), scored_N, chosen_N),
-    ]
+    tables = {name: _table(name, value_N, scored_N, chosen_N) for name, value_N in columns.items()}
+    first, last = tables.pop("source"), [tables.pop(name) for name in ("turns", "trained tokens")]
+    own = [table for table in tables.values() if len(table["rows"]) > 1]
+    return [first, *sorted(own, key=lambda table: -table["apart"]), *last]
 
 
 def _table(name: str, value_N: np.ndarray, scored_N: np.ndarray, chosen_N: np.ndarray) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def _table(name: str, value_N: np.ndarray, scored_N: np.ndarray, chosen_N: np.nd
     }
 
 
-def turns_of(material: Material) -> np.ndarray:
+def _turns(material: Material) -> np.ndarray:
     """Messages of every pool row, 0 for one in quarantine."""
     found: list[int] = []
     for shard in material.pool.plan.shards:

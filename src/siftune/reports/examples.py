@@ -24,7 +24,8 @@ def example_section(material: Material, selection: Selection, scores: pa.Table, 
     score_N = _floats(scores, "score")
     chosen_N = scores["selected"].fill_null(False).to_numpy(zero_copy_only=False)
     subtasks = [name.removeprefix("subtask:") for name in scores.column_names if name.startswith("subtask:")]
-    best = {name: _first(-_floats(scores, f"subtask:{name}"), BEST) for name in subtasks[:SUBTASKS]}
+    served = {name: _floats(scores, f"subtask:{name}") for name in subtasks[:SUBTASKS]}
+    best = {name: _first(-of_N, BEST) for name, of_N in served.items()}
     rank_N = _floats(scores, "rank")
     if not subtasks:
         best = {"": _first(rank_N, BEST + 2)}
@@ -68,7 +69,7 @@ def example_section(material: Material, selection: Selection, scores: pa.Table, 
                 "subtask": name,
                 "target": [_target_row(material, v, row, each) for v, row in targets.get(name, [])],
                 "pool": [
-                    row_of(row, float(_floats(scores, f"subtask:{name}")[row]), "score on this subtask")
+                    row_of(row, float(served[name][row]), "score on this subtask")
                     if subtasks
                     else row_of(row, float(score_N[row]), "score")
                     for row in rows

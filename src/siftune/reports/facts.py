@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from siftune.datastore.targets import kept_rows
 from siftune.reports.composition import columns_of, composition_section
@@ -93,7 +94,7 @@ def _of_selection(
             )[scored],
             by_score=selection.settings["rule"] not in ("by-subtask", "round-robin"),
         ),
-        "composition": composition_section(columns, material, scored_N, chosen_N),
+        "composition": composition_section(columns, scored_N, chosen_N),
         "length": length_section(score_N[scored], material.n_trained_N[scored], on_scored),
         "subtasks": subtask_section(
             np.array(table["best_subtask"].to_pylist(), dtype=str)[scored],
@@ -109,7 +110,7 @@ def _of_selection(
             material.pool, chosen[name], scored, material.index["in_warmup"].to_numpy(zero_copy_only=False)
         ),
     }
-    prints = material.index["fingerprint"].take(_in_order(selection)).to_pylist()
+    prints = material.index["fingerprint"].take(_in_order(table, chosen[name])).to_pylist()
     verdict = verdict_section(str(material.path), selection, fingerprint_of(prints), found, common)
     return {"name": name, "settings": selection.settings, "verdict": verdict, **found}
 
@@ -133,8 +134,6 @@ def _chosen(selection: Selection) -> np.ndarray:
     return np.flatnonzero(selection.scores()["selected"].fill_null(False).to_numpy(zero_copy_only=False))
 
 
-def _in_order(selection: Selection) -> np.ndarray:
+def _in_order(scores: pa.Table, rows: np.ndarray) -> np.ndarray:
     """Rows of a selection, best first."""
-    table = selection.scores()
-    rows = _chosen(selection)
-    return rows[np.argsort(table["rank"].to_numpy(zero_copy_only=False)[rows])]
+    return rows[np.argsort(scores["rank"].to_numpy(zero_copy_only=False)[rows])]

@@ -58,9 +58,7 @@ def inert(value: Any) -> Any:
 def _charts(selection: Mapping[str, Any]) -> dict[str, Any]:
     bins = selection["length"]["bins"]
     return {
-        "histogram": histogram(
-            selection["scores"], by_score=selection["settings"]["rule"] not in ("by-subtask", "round-robin")
-        ),
+        "histogram": histogram(selection["scores"]),
         "composition": [
             paired_bars(table["rows"], f"Shares by {table['column']}") if place < CHARTS else None
             for place, table in enumerate(selection["composition"])

@@ -55,6 +55,7 @@ def score_section(
         "pool": np.histogram(score_N, edges)[0].tolist(),
         "chosen": np.histogram(score_N[chosen_N], edges)[0].tolist(),
         "cut": cut,
+        "by_score": by_score,
         "ties_at_cut": ties,
         "tied_but_left_out": tied_out,
         "higher_but_left_out": better_out,
