@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from torch.nn.functional import scaled_dot_product_attention
 
 from gradient_oracle import directed, gradients, projected, random_state
 from model_helpers import ARCHITECTURES, VOCAB, tiny_model, write_tiny_model
 from siftune.gradients.features import FeatureExtractor
 from siftune.gradients.projection import make_projector
+from siftune.model.attention import SHORT, ShortAttentionInFp32
 from siftune.model.load import load_model
 from siftune.model.lora import add_lora, lora_parameters
 from siftune.records.errors import SiftuneError
@@ -221,3 +223,46 @@ def test_the_base_may_be_quantised(quantize: str, tolerance: float, tmp_path: Pa
         _, gradient = gradients(model, ids, trained)
         whole = projected("none", directed("adam", gradient, extract.state), 0, 0)
         assert relative_error(batch.features_B_D[b], whole / np.linalg.norm(whole)) < tolerance
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_features_in_bf16_are_those_of_fp32_but_for_rounding(arch: str) -> None:
+    """LoRA terms, their gradients and short attention take other ways there; fp16 activations get fp32 terms."""
+    some = rows((30, 12, 41))
+    exact = extractor(trained_lora(arch, dropout=0.0))(*padded(some), "sgd")
+    for dtype, tolerance in ((torch.bfloat16, 0.05), (torch.float16, 0.01)):
+        model = trained_lora(arch, dropout=0.0)
+        kept = {name: p.data.clone() for name, p in lora_parameters(model).items()}
+        model.to(dtype)
+        for name, p in lora_parameters(model).items():
+            p.data = kept[name]
+        found = extractor(model)(*padded(some), "sgd")
+        for b in range(len(some)):
+            assert relative_error(found.features_B_D[b], exact.features_B_D[b]) < tolerance
+        np.testing.assert_allclose(found.loss_B, exact.loss_B, rtol=tolerance)
+
+
+def test_short_attention_of_a_16_bit_model_runs_in_fp32() -> None:
+    """Short rows only, only where a gradient is wanted, and the values are those of bf16 attention but for rounding."""
+
+    def attend(tokens: int) -> tuple[torch.Tensor, torch.Tensor, str]:
+        generator = torch.Generator().manual_seed(0)
+        q, k, v = (
+            torch.randn(2, heads, tokens, 8, generator=generator).bfloat16().requires_grad_(True)
+            for heads in (4, 2, 2)
+        )
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        (slope,) = torch.autograd.grad(out.float().square().sum(), q)
+        return out, slope, type(out.grad_fn).__name__
+
+    plain, plain_slope, kernel = attend(SHORT)
+    with ShortAttentionInFp32():
+        wide, wide_slope, cast = attend(SHORT)
+        *_, long = attend(SHORT + 1)
+        with torch.no_grad():
+            untouched = scaled_dot_product_attention(*(torch.ones(1, 1, 2, 4).bfloat16(),) * 3)
+    assert cast == "ToCopyBackward0"
+    assert long == kernel != cast
+    assert wide.dtype == wide_slope.dtype == untouched.dtype == torch.bfloat16
+    torch.testing.assert_close(wide, plain, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(wide_slope, plain_slope, rtol=5e-2, atol=5e-2)

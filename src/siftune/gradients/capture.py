@@ -4,10 +4,13 @@ A LoRA layer computes y = W x + s·B(A x). For an example b with inputs x_t and 
 
     ∂loss_b/∂A = Σ_t (s Bᵀ δ_t) x_tᵀ          ∂loss_b/∂B = Σ_t (s δ_t) (A x_t)ᵀ
 
-so each is one batched matrix product of what the backward pass holds anyway. Each of the two small linear maps of an adapter
-is replaced, while gradients are taken, by an autograd function that makes this product in its backward pass, hands it on and
-forgets it: no gradient vector of the whole model ever exists for the batch. Because the hook is at the adapter, the base may be
-quantised; because inputs are kept with `save_for_backward`, gradient checkpointing works as ever.
+so each is one batched matrix product of what the backward pass holds anyway. While gradients are taken, an adapted layer adds
+its LoRA term with an autograd function that makes these products in its backward pass, hands them on and forgets them: no
+gradient vector of the whole model ever exists for the batch. The layer below, whatever it is, quantised or not, is left alone;
+because inputs are kept with `save_for_backward`, gradient checkpointing works as ever.
+
+The term is computed in the activations' dtype, as the layer below is: in fp32 where that is fp32, in bf16 (summed in fp32 by the
+hardware) where it is bf16; in fp16, whose range is too small for gradients, in fp32.
 
 The loss of the batch is the sum of its examples' mean losses, right padding is never attended to (causal attention), so an
 example's gradient does not depend on its batch-mates.
@@ -18,13 +21,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -34,64 +36,103 @@ Sink = Callable[[str, Tensor], None]
 """Takes a parameter's name and its gradients [B, out, in], once per parameter and backward pass."""
 
 
-class _PerExampleLinear(torch.autograd.Function):
-    """y = x Wᵀ that hands each example's ∂loss/∂W to a sink instead of accumulating it."""
+class _Term(NamedTuple):
+    """What one adapted layer adds, for one batch of B rows × T tokens."""
+
+    name: str
+    a_R_I: Tensor
+    b_O_R: Tensor
+    """Times the scaling."""
+    bias_O: Tensor | None
+    scaling: float
+    shape_B_T: tuple[int, int]
+    sink: Sink
+
+
+class _PerExampleLora(torch.autograd.Function):
+    """y = base + s·B(A x), whose backward hands each example's ∂loss/∂A and ∂loss/∂B to a sink instead of accumulating them."""
 
     @staticmethod
-    def forward(ctx: Any, x_B_T_I: Tensor, weight_O_I: Tensor, name: str, sink: Sink) -> Tensor:
-        ctx.save_for_backward(x_B_T_I, weight_O_I)
-        ctx.name, ctx.sink = name, sink
-        return functional.linear(x_B_T_I, weight_O_I)
+    def forward(ctx: Any, base_M_O: Tensor, x_M_I: Tensor, start: Tensor, term: _Term) -> Tensor:
+        dtype = term.a_R_I.dtype
+        low_M_R = x_M_I.to(dtype) @ term.a_R_I.T
+        ctx.save_for_backward(x_M_I, low_M_R)
+        ctx.term = term
+        y_M_O = torch.addmm(base_M_O.to(dtype), low_M_R, term.b_O_R.T)
+        if term.bias_O is not None:
+            y_M_O += term.bias_O
+        return y_M_O.to(base_M_O.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
-        (grad_B_T_O,) = grads
-        x_B_T_I, weight_O_I = ctx.saved_tensors
-        ctx.sink(ctx.name, grad_B_T_O.transpose(1, 2) @ x_B_T_I)
-        return (grad_B_T_O @ weight_O_I if ctx.needs_input_grad[0] else None), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        (grad_M_O,) = grads
+        x_M_I, low_M_R = ctx.saved_tensors
+        term: _Term = ctx.term
+        delta_M_O = grad_M_O.to(term.a_R_I.dtype)
+        u_M_R = delta_M_O @ term.b_O_R
+        term.sink(f"{term.name}.lora_A.weight", _by_example(u_M_R, x_M_I.to(u_M_R.dtype), term.shape_B_T))
+        grad_B_O_R = _by_example(delta_M_O, low_M_R, term.shape_B_T)
+        term.sink(f"{term.name}.lora_B.weight", grad_B_O_R.mul_(term.scaling))
+        return grad_M_O, (u_M_R @ term.a_R_I).to(x_M_I.dtype) if ctx.needs_input_grad[1] else None, None, None
 
 
-def lora_linears(model: PeftModel) -> dict[str, nn.Linear]:
-    """The A and B maps of the active adapter, keyed by their weight's name in the adapter file."""
-    linears: dict[str, nn.Linear] = {}
-    for module_name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            for part, maps in (("lora_A", module.lora_A), ("lora_B", module.lora_B)):
-                for adapter in module.active_adapters:
-                    if adapter in maps and isinstance(linear := maps[adapter], nn.Linear):
-                        linears[f"{module_name}.{part}.weight"] = linear
-    return linears
+def _by_example(left_M_P: Tensor, right_M_Q: Tensor, shape_B_T: tuple[int, int]) -> Tensor:
+    """Σ_t left_t right_tᵀ of every example, [B, P, Q]."""
+    return left_M_P.view(*shape_B_T, -1).transpose(1, 2) @ right_M_Q.view(*shape_B_T, -1)
+
+
+def lora_layers(model: PeftModel) -> dict[str, tuple[Any, str]]:
+    """Adapted layers by their names in the adapter file, each with the name of its active adapter."""
+    return {
+        name: (module, adapter)
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+        for adapter in module.active_adapters
+        if adapter in module.lora_A and isinstance(module.lora_A[adapter], nn.Linear)
+    }
 
 
 @contextmanager
 def captured(model: PeftModel, shape_B_T: tuple[int, int], sink: Sink) -> Iterator[None]:
     """While open, a backward pass through `model` for a batch of B rows × T tokens hands per-example gradients to `sink`."""
     with ExitStack() as undo:
-        for name, linear in lora_linears(model).items():
-            # The graph has to begin at the lowest adapter although nothing is accumulated in its weight.
-            linear.weight.requires_grad_(True)
-            setattr(linear, "forward", partial(_forward, linear.weight, name, shape_B_T, sink))  # noqa: B010  typed otherwise
-            undo.callback(_restore, linear)
+        for name, (layer, adapter) in lora_layers(model).items():
+            # The graph has to begin at the lowest adapter although nothing is accumulated in its weights.
+            start = torch.zeros((), device=layer.lora_A[adapter].weight.device, requires_grad=True)
+            setattr(layer, "forward", partial(_forward, layer, adapter, name, shape_B_T, sink, start))  # noqa: B010  typed otherwise
+            undo.callback(delattr, layer, "forward")
         yield
 
 
-def _forward(weight_O_I: Tensor, name: str, shape_B_T: tuple[int, int], sink: Sink, x: Tensor) -> Tensor:
+def _forward(
+    layer: Any,
+    adapter: str,
+    name: str,
+    shape_B_T: tuple[int, int],
+    sink: Sink,
+    start: Tensor,
+    x: Tensor,
+    *rest: Any,
+    **named: Any,
+) -> Tensor:
     lead = tuple(x.shape[:-1])
     if lead not in (shape_B_T, (shape_B_T[0] * shape_B_T[1],)):  # some blocks flatten rows and tokens (OPT)
         raise SiftuneError(
-            f"the adapter at {name.removesuffix('.weight')} gets input of shape {list(x.shape)} for"
+            f"the adapter at {name} gets input of shape {list(x.shape)} for"
             f" {shape_B_T[0]} rows × {shape_B_T[1]} tokens, so its gradient can't be told apart by example (experts of a"
             " mixture do this)",
             where="lora_targets",
             todo="Choose other modules, for example the attention projections",
         )
-    y: Any = _PerExampleLinear.apply(x.view(*shape_B_T, -1), weight_O_I, name, sink)
-    return y.view(*lead, -1)
-
-
-def _restore(linear: nn.Linear) -> None:
-    del linear.forward
-    linear.weight.requires_grad_(False)
+    base = layer.base_layer(x, *rest, **named)
+    dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+    a, b, scaling = layer.lora_A[adapter].weight, layer.lora_B[adapter], layer.scaling[adapter]
+    bias_O = None if b.bias is None else (b.bias.detach() * scaling).to(dtype)
+    term = _Term(
+        name, a.detach().to(dtype), (b.weight.detach() * scaling).to(dtype), bias_O, scaling, shape_B_T, sink
+    )
+    y: Any = _PerExampleLora.apply(base.flatten(0, -2), x.flatten(0, -2), start, term)
+    return y.view(*base.shape)
 
 
 @contextmanager

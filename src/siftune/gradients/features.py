@@ -9,10 +9,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from siftune.gradients.capture import captured, layers_checkpointed, lora_linears
+from siftune.gradients.capture import captured, layers_checkpointed, lora_layers
 from siftune.gradients.directions import AdamState, direction
-from siftune.gradients.loss import losses
+from siftune.gradients.loss import causal_model, losses, try_head
 from siftune.gradients.projection import Projector
+from siftune.model.attention import quick_attention
+from siftune.model.lora import lora_parameters
 from siftune.records.errors import SiftuneError
 from siftune.records.recipe import Direction
 
@@ -51,7 +53,13 @@ class FeatureExtractor:
         gradient_checkpointing: bool = False,
     ):
         self.model = model.eval().requires_grad_(False)
-        self.names = list(lora_linears(model))
+        captured_too = lora_layers(model)
+        self.shapes = {
+            name: parameter.shape
+            for name, parameter in lora_parameters(model).items()
+            if name.rpartition(".lora_")[0] in captured_too
+        }
+        try_head(model)
         self.projector, self.state = projector, state
         self.gradient_checkpointing = gradient_checkpointing
         self.device = next(model.parameters()).device
@@ -64,6 +72,7 @@ class FeatureExtractor:
         with (
             captured(self.model, (ids.shape[0], ids.shape[1]), batch.take),
             layers_checkpointed(self.model, self.gradient_checkpointing),
+            quick_attention(causal_model(self.model)),
         ):
             loss_B = losses(self.model, ids, trained)
             loss_B.sum().backward()
@@ -97,17 +106,16 @@ class _BatchSums:
         for rows in torch.arange(self.n_rows).split(rows_at_once):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             g_B_P = gradient_B_P[part]
-            self.grad_square_B[part] += _squares(g_B_P)
             d_B_P = direction(self.kind, name, g_B_P, self.extractor.state)
-            self.direction_square_B[part] += _squares(d_B_P)
+            square_B = _squares(g_B_P)
+            self.grad_square_B[part] += square_B
+            self.direction_square_B[part] += square_B if d_B_P is g_B_P else _squares(d_B_P)
             self.extractor.projector.add(name, d_B_P, self.projected_B_D[part])
 
     def take_unused(self) -> None:
         """A parameter that the batch never reached has gradient zero, which Adam's history still moves."""
-        linears = lora_linears(self.extractor.model)
-        for name in self.extractor.names:
+        for name, shape in self.extractor.shapes.items():
             if name not in self.taken:
-                shape = linears[name].weight.shape
                 self.take(name, torch.zeros(self.n_rows, *shape, device=self.extractor.device))
 
     def result(self, loss_B: Tensor) -> FeatureBatch:

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import PrinterCallback
 
 from siftune.model.adopt import adopt
+from siftune.model.attention import quick_attention
 from siftune.model.checkpoint import Checkpoint, list_checkpoints
 from siftune.model.load import quiet_transformers
 from siftune.model.lora import adapter_on, add_lora, seed_32
@@ -141,7 +142,7 @@ def warm_up(
             callbacks=[_Watch(on_progress)],
         )
         trainer.remove_callback(PrinterCallback)
-        with _disk_full_told(work):
+        with _disk_full_told(work), quick_attention(base):
             trainer.train(resume_from_checkpoint=_last_whole(work))
     adopted = adopt(work, out, base=base, origin="warm-up", settings=digest_of(settings))
     shutil.rmtree(work)
