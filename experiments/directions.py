@@ -32,7 +32,7 @@ from siftune.model.checkpoint import list_checkpoints
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import read_made_with, read_run_recipe, write_run_recipe
 from siftune.pipeline.session import Session
-from siftune.pipeline.training import _claimed_projector, _extractor
+from siftune.pipeline.training import _claimed_projector, feature_extractor
 
 
 def sessions(run: Path, kinds: list[str]) -> dict[str, Session]:
@@ -87,7 +87,7 @@ def main(run: Path, number: int, kinds: list[str]) -> None:
     by_kind = sessions(run, kinds)
     first = by_kind[kinds[0]]
     checkpoint = next(c for c in list_checkpoints(run) if c.number == number)
-    with _extractor(first, checkpoint) as extractor:
+    with feature_extractor(first, checkpoint) as extractor:
         assert first.base is not None
         for session in by_kind.values():
             session.base, session.base_digest = first.base, first.base_digest

@@ -153,6 +153,10 @@ DtypeOption = Annotated[
 Attn = Annotated[Text, option("--attn", "Attention implementation: sdpa, eager …", MACHINE)]
 Device = Annotated[Text, option("--device", "cpu, cuda, cuda:1 …", MACHINE)]
 Threads = Annotated[Int, option("--threads", "CPU threads.", MACHINE)]
+Workers = Annotated[
+    Int,
+    option("--workers", "Processes that make features; default one per visible GPU or CPU thread.", MACHINE),
+]
 BatchTokens = Annotated[
     Int,
     option(

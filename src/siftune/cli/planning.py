@@ -65,6 +65,7 @@ from siftune.cli.options import (
     Until,
     WarmupFraction,
     Weights,
+    Workers,
     option,
 )
 
@@ -129,6 +130,7 @@ def plan(
     attn: Attn = None,
     device: Device = None,
     threads: Threads = None,
+    workers: Workers = None,
     batch_tokens: BatchTokens = None,
     shard_rows: ShardRows = None,
     quiet: Quiet = False,

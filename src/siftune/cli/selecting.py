@@ -70,6 +70,7 @@ from siftune.cli.options import (
     Until,
     WarmupFraction,
     Weights,
+    Workers,
     option,
 )
 
@@ -145,6 +146,7 @@ def run(
     attn: Attn = None,
     device: Device = None,
     threads: Threads = None,
+    workers: Workers = None,
     batch_tokens: BatchTokens = None,
     shard_rows: ShardRows = None,
     no_text: NoText = None,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from siftune.chat.batches import pad_batch, token_batches
 from siftune.chat.encoder import ChatEncoder
+from siftune.datastore.claims import shards_to_make
 from siftune.datastore.plan import Shard
 from siftune.datastore.pool import Pool, TokenRows
 from siftune.datastore.shards import TORCH_DTYPES, shard_notes, write_shard
@@ -33,13 +34,13 @@ def build_datastore(
     store_dtype: StoreDtype,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Datastore:
-    """Make what is missing of a checkpoint's features; `on_rows` is told how many rows each step finished.
+    """Make what is missing of a checkpoint's features, beside other processes if there are any.
+
+    `on_rows` is told how many rows each step finished, those that others made among them.
 
     The manifest has been claimed before (`siftune.datastore.manifest.claim`).
     """
-    for shard in pool.plan.shards:
-        if shard_notes(path, shard) is not None:
-            continue
+    for shard in shards_to_make(path, pool.plan, on_rows):
         rows = pool.token_rows(shard)
         features = features_of(rows, extractor, direction, pool.plan.batch_tokens, on_rows)
         on_rows(len(shard) - len(rows.row_N))

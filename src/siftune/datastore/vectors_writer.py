@@ -18,9 +18,10 @@ import torch
 from transformers import PreTrainedModel
 
 from siftune.chat.batches import pad_batch, token_batches
+from siftune.datastore.claims import shards_to_make
 from siftune.datastore.plan import Shard
 from siftune.datastore.pool import Pool, TokenRows
-from siftune.datastore.shards import shard_notes, write_shard
+from siftune.datastore.shards import write_shard
 from siftune.datastore.store import Datastore
 from siftune.model.hidden import Weighting, pooled_states, state_size
 
@@ -42,9 +43,7 @@ Embed = Callable[[Shard, OnRows], ShardVectors]
 
 def build_vectors(path: Path, pool: Pool, embed: Embed, on_rows: OnRows = lambda rows: None) -> Datastore:
     """Make what is missing of a method's vectors. The manifest has been claimed before (`siftune.datastore.manifest.claim`)."""
-    for shard in pool.plan.shards:
-        if shard_notes(path, shard) is not None:
-            continue
+    for shard in shards_to_make(path, pool.plan, on_rows):
         row_N, vectors_N_H = embed(shard, on_rows)
         on_rows(len(shard) - len(row_N))
         features_N_H = np.full((len(shard), vectors_N_H.shape[1]), np.nan, np.float32)

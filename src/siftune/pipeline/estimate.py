@@ -11,13 +11,15 @@ length is left aside; rows as long as the pool's long ones are among the measure
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import nnls
 
 LEAST_ERROR = 0.2
+WORTH = 45.0
+"""Seconds of work left to one process from which others are started."""
 """A range is never narrower than this part either way: machines have other work too."""
 
 
@@ -130,6 +132,12 @@ class StagePlan:
         seconds, part = rate.seconds(load) + setup, 1 + rate.error
         return cls(stage, what, load.rows, load.tokens, seconds, seconds / part, seconds * part, disk)
 
+    def shared(self, workers: int) -> StagePlan:
+        """The same by several processes, as far as it is long enough for others to be started (`pipeline.crew`)."""
+        apart = max(0.0, self.seconds - WORTH) * (1 - 1 / workers) / self.seconds if self.seconds else 0.0
+        seconds, low, high = (value * (1 - apart) for value in (self.seconds, self.low, self.high))
+        return replace(self, seconds=seconds, low=low, high=high)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -140,7 +148,7 @@ class Plan:
     memory_bytes: peak, of the device where that is a GPU, else of the process; None where no model is needed
     disk_free_bytes: where the run is or will be
     price_per_hour:  what an hour of the machine costs, in whatever money
-    rests_on:     probe batches and seconds, device, threads, dtype
+    rests_on:     probe batches and seconds, device, threads, workers, dtype
     """
 
     method: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +27,10 @@ def settled(recipe: Recipe) -> tuple[Recipe, list[str]]:
         notes.append(f"max_length {positions}: all the positions that the model has")
     if recipe.threads is None:
         changes["threads"] = torch.get_num_threads()  # all cores, or what OMP_NUM_THREADS says
+    if recipe.workers is None:
+        on_gpus = device.type == "cuda" and recipe.device is None
+        by_default = torch.cuda.device_count() if on_gpus else changes.get("threads", recipe.threads)
+        changes["workers"] = by_default if on_gpus or device.type == "cpu" else 1
     return recipe.with_settings(changes), notes
 
 
@@ -47,3 +53,20 @@ def pin(recipe: Recipe) -> None:
     """Use the recipe's number of threads: the order of sums, and so the last bits, depend on it."""
     if recipe.threads is not None and torch.get_num_threads() != recipe.threads:
         torch.set_num_threads(recipe.threads)
+
+
+def shard_threads(recipe: Recipe) -> int:
+    """CPU threads of each process that makes shards."""
+    threads = recipe.threads or 1
+    return threads if device_of(recipe).type != "cpu" else max(1, threads // (recipe.workers or 1))
+
+
+@contextmanager
+def threads_of_shards(recipe: Recipe) -> Iterator[None]:
+    """While open, this process computes with the threads of one that makes shards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(shard_threads(recipe))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -73,8 +73,9 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
         facts.append(("price", f"{money}, at {plan.price_per_hour:g} an hour"))
     on = f"{rests['device']}, {rests['dtype']}"
     if rests["device"] == "cpu":
-        threads = rests["threads"]
+        threads, workers = rests["threads"], rests["workers"] or 1
         on += f", {threads} thread{'s' * (threads != 1)}"
+        on += f" (features: {workers} workers, memory is that of one)" if workers > 1 else ""
     probed = f"{rests['probe_batches']} probe batches in {rests['probe_seconds']:.1f} s on {on}"
     facts.append(("from", f"{probed}; the rest is counted"))
     return facts

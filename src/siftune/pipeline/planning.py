@@ -24,7 +24,7 @@ from siftune.model.hidden import state_size
 from siftune.model.sentence import SentenceEncoder
 from siftune.model.warmup import LoraSettings
 from siftune.pipeline.estimate import Load, Plan, StagePlan, fit_rate, peak_bytes
-from siftune.pipeline.machine import device_of, pin, settled
+from siftune.pipeline.machine import device_of, pin, settled, threads_of_shards
 from siftune.pipeline.plan_text import plan_lines
 from siftune.pipeline.probing import (
     Batch,
@@ -149,6 +149,7 @@ def plan_of(
             "probe_seconds": round(costs.seconds, 2),
             "device": recipe.device,
             "threads": recipe.threads,
+            "workers": recipe.workers,
             "dtype": recipe.dtype,
         },
     )
@@ -229,7 +230,10 @@ class _Costs:
 
     def _features(self, base: PreTrainedModel) -> StagePlan:
         left, recipe = self.left, self.recipe
-        with feature_pass(base, _adapter(self.session), recipe) as (run, sizes):
+        with (
+            threads_of_shards(recipe),
+            feature_pass(base, _adapter(self.session), recipe) as (run, sizes),
+        ):
             probed = self._measured(run, self._tokens, left.features, self._rows_in_a_batch)
         d = self.width = sum(sizes.values()) if recipe.projection == "none" else recipe.features
         each = d * TORCH_DTYPES[recipe.store_dtype].itemsize + 24  # the row's number and four fp32 beside it
@@ -242,12 +246,13 @@ class _Costs:
             fit_rate(probed.measured),
             _stored(left.feature_shards, each) + of_targets,
             probed.setup * left.stores,
-        )
+        ).shared(recipe.workers or 1)
 
     def _by_states(self, base: PreTrainedModel) -> StagePlan:
         run = state_pass(base, "position" if self.session.by_position() else "mean")
-        probed = self._measured(run, self._tokens, self.left.vectors, self._rows_in_a_batch)
-        return self._vectors(probed, state_size(base))
+        with threads_of_shards(self.recipe):
+            probed = self._measured(run, self._tokens, self.left.vectors, self._rows_in_a_batch)
+        return self._vectors(probed, state_size(base)).shared(self.recipe.workers or 1)
 
     def _by_encoder(self) -> StagePlan:
         """Texts are cut and padded by the encoder's own tokens; the run's stand for them."""

@@ -166,18 +166,21 @@ def make_what_the_method_needs(
     session: Session, encoded: dict[str, Any], reached: int = STAGES.index("influence")
 ) -> None:
     """Make what is missing of all that the recipe's method reads, up to the stage number `reached`."""
-    if session.recipe.method in GRADED:
-        from siftune.pipeline.training import make_checkpoints, make_features, make_influence
+    from siftune.pipeline.crew import Crew
 
-        make_checkpoints(session)
-        if reached >= STAGES.index("datastore"):
-            make_features(session, encoded)
-        if reached >= STAGES.index("influence"):
-            make_influence(session, encoded)
-    if session.recipe.method in VECTORED and reached >= STAGES.index("datastore"):
-        from siftune.pipeline.vectors import make_vectors
+    with Crew(session) as crew:
+        if session.recipe.method in GRADED:
+            from siftune.pipeline.training import make_checkpoints, make_features, make_influence
 
-        make_vectors(session, encoded)
+            make_checkpoints(session)
+            if reached >= STAGES.index("datastore"):
+                make_features(session, encoded, crew)
+            if reached >= STAGES.index("influence"):
+                make_influence(session, encoded)
+        if session.recipe.method in VECTORED and reached >= STAGES.index("datastore"):
+            from siftune.pipeline.vectors import make_vectors
+
+            make_vectors(session, encoded, crew)
 
 
 def _planned_and_made(session: Session, encoded: dict[str, Any], until: Stage) -> None:
@@ -213,10 +216,12 @@ def make_missing_vectors(session: Session, names: list[str]) -> None:
     if session.recipe.method in VECTORED and not (
         session.has_vectors(names) and session.encoder_folder() is None
     ):
+        from siftune.pipeline.crew import Crew
         from siftune.pipeline.vectors import make_vectors
 
         targets = {name: session.recipe.target[name] for name in names if name in session.recipe.target}
-        make_vectors(session, session.keep_targets(session.read_targets(targets)))
+        with Crew(session) as crew:
+            make_vectors(session, session.keep_targets(session.read_targets(targets)), crew)
 
 
 def _chosen(session: Session, names: list[str], *, keep_old: bool = False) -> RunResult:

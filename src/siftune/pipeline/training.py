@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from siftune.model.load import load_model, quiet_transformers
 from siftune.model.lora import adapted_layers, adapter_on, add_lora, lora_parameters
 from siftune.model.probe import mean_gradients
 from siftune.model.warmup import LoraSettings, default_batch, warm_up, warmup_rows
-from siftune.pipeline.machine import device_of, pin
+from siftune.pipeline.crew import Crew
+from siftune.pipeline.machine import device_of, pin, threads_of_shards
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.session import Session
 from siftune.pipeline.stages import WARM_UP, gradients_title
@@ -61,9 +62,9 @@ def make_checkpoints(session: Session) -> None:
     session.save_recipe(checkpoints=[identity_of(checkpoint) for checkpoint in found])
 
 
-def make_features(session: Session, targets: Mapping[str, tuple[Target, TokenRows]]) -> None:
+def make_features(session: Session, targets: Mapping[str, tuple[Target, TokenRows]], crew: Crew) -> None:
     """Make what is missing of the features of the pool and of the targets under every checkpoint."""
-    pool, recipe = session.pool, session.recipe
+    pool = session.pool
     checkpoints = list_checkpoints(session.path)
     before = len(session.scorable())
     for checkpoint in checkpoints:
@@ -74,21 +75,14 @@ def make_features(session: Session, targets: Mapping[str, tuple[Target, TokenRow
             continue
         with (
             session.log.stage(f"datastore {number}") as details,
-            _extractor(session, checkpoint) as extractor,
+            feature_extractor(session, checkpoint) as extractor,
         ):
             title = gradients_title(number, len(checkpoints))
             if rows:
                 with session.reporter.bar(
                     title, pool.plan.n_rows, "rows", pool.plan.n_rows - rows
                 ) as advance:
-                    build_datastore(
-                        path,
-                        pool,
-                        extractor,
-                        direction=recipe.direction,
-                        store_dtype=recipe.store_dtype,
-                        on_rows=advance,
-                    )
+                    make_pool_features(session, number, extractor, crew.watching(advance, rows))
             for target, tokens in new:
                 session.reporter.note(f"{title}: {len(tokens.row_N)} rows of target {target.name}")
                 build_target_features(target, tokens, number, extractor, pool.plan.batch_tokens)
@@ -96,6 +90,20 @@ def make_features(session: Session, targets: Mapping[str, tuple[Target, TokenRow
     session.update_index()
     if lost := before - len(session.scorable()):
         session.reporter.warn(f"{lost} rows have no usable gradient; see {session.path / 'quarantine.jsonl'}")
+
+
+def make_pool_features(
+    session: Session, checkpoint: int, extractor: FeatureExtractor, on_rows: Callable[[int], None]
+) -> None:
+    """Make what is missing of the pool's features under one checkpoint, beside other workers."""
+    build_datastore(
+        session.store_path(checkpoint),
+        session.pool,
+        extractor,
+        direction=session.recipe.direction,
+        store_dtype=session.recipe.store_dtype,
+        on_rows=on_rows,
+    )
 
 
 def make_influence(session: Session, targets: Mapping[str, tuple[Target, TokenRows]]) -> None:
@@ -223,10 +231,14 @@ def base_model(session: Session) -> PreTrainedModel:
 
 
 @contextmanager
-def _extractor(session: Session, checkpoint: Checkpoint) -> Iterator[FeatureExtractor]:
+def feature_extractor(session: Session, checkpoint: Checkpoint) -> Iterator[FeatureExtractor]:
     """The model under a checkpoint, ready to make features; the datastore's manifest is claimed first."""
     base = base_model(session)
-    with quiet_transformers(), adapter_on(base, checkpoint.path, trainable=False) as model:
+    with (
+        threads_of_shards(session.recipe),
+        quiet_transformers(),
+        adapter_on(base, checkpoint.path, trainable=False) as model,
+    ):
         projector = _claimed_projector(session, checkpoint, base, model)
         flat = [
             {name: tensor.flatten().to(base.device) for name, tensor in moments.items()}

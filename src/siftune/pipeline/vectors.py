@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from siftune.datastore.manifest import claim, versions
 from siftune.datastore.pool import TokenRows
@@ -15,7 +17,8 @@ from siftune.datastore.targets import Target, kept_rows, vectors_file, write_tar
 from siftune.datastore.vectors_writer import Embed, build_vectors, embed_states, embed_texts, states_of
 from siftune.model.load import quiet_transformers
 from siftune.model.sentence import SentenceEncoder
-from siftune.pipeline.machine import device_of
+from siftune.pipeline.crew import Crew
+from siftune.pipeline.machine import device_of, threads_of_shards
 from siftune.pipeline.session import Session
 from siftune.pipeline.stages import vectors_title
 from siftune.pipeline.training import base_model
@@ -24,7 +27,7 @@ from siftune.records.plain import text_of
 OfTarget = Callable[[Target, TokenRows], np.ndarray]
 
 
-def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows]]) -> None:
+def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows]], crew: Crew) -> None:
     """Make what is missing of the vectors of the recipe's method.
 
     A sentence encoder is looked at even if nothing is missing: two folders of one name would share their vectors.
@@ -34,17 +37,11 @@ def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows
     new = [item for item in targets.values() if not vectors_file(item[0], name).exists()]
     if not rows and not new and session.encoder_folder() is None:
         return
-    with session.log.stage(f"vectors {name}") as details, quiet_transformers():
-        embed, of_target, made_with, cut = _by_encoder(session) if _encoder(session) else _by_states(session)
-        made_by = {**versions(), "device": device_of(session.recipe).type}
-        for what, change in claim(path / "manifest.json", made_with, "these vectors", made_by).items():
-            session.reporter.warn(
-                f"the vectors were begun with {what} {change}: they may differ in their last digits"
-            )
+    with session.log.stage(f"vectors {name}") as details, _way(session) as (embed, of_target, cut):
         if rows:
             done = pool.plan.n_rows - rows
             with session.reporter.bar(vectors_title(name), pool.plan.n_rows, "rows", done) as advance:
-                build_vectors(path, pool, embed, advance)
+                build_vectors(path, pool, embed, crew.watching(advance, rows))
         for target, tokens in new:
             write_target_vectors(target, name, of_target(target, tokens))
         if cut():
@@ -55,14 +52,37 @@ def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows
     session.update_index()
 
 
+def make_pool_vectors(session: Session, on_rows: Callable[[int], None]) -> None:
+    """Make what is missing of the pool's vectors, beside other workers."""
+    with _way(session) as (embed, *_):
+        build_vectors(session.vectors_path(), session.pool, embed, on_rows)
+
+
+@contextmanager
+def _way(session: Session) -> Iterator[tuple[Embed, OfTarget, Callable[[], int]]]:
+    """How vectors are made; the manifest is claimed first."""
+    base = None if _encoder(session) else base_model(session)
+    with threads_of_shards(session.recipe), quiet_transformers():
+        embed, of_target, made_with, cut = _by_encoder(session) if base is None else _by_states(session, base)
+        made_by = {**versions(), "device": device_of(session.recipe).type}
+        manifest = session.vectors_path() / "manifest.json"
+        for what, change in claim(manifest, made_with, "these vectors", made_by).items():
+            session.reporter.warn(
+                f"the vectors were begun with {what} {change}: they may differ in their last digits"
+            )
+        yield embed, of_target, cut
+
+
 def _encoder(session: Session) -> Path | None:
     recipe = session.recipe
     return Path(recipe.encoder) if recipe.encoder and not session.by_position() else None
 
 
-def _by_states(session: Session) -> tuple[Embed, OfTarget, dict[str, Any], Callable[[], int]]:
+def _by_states(
+    session: Session, base: PreTrainedModel
+) -> tuple[Embed, OfTarget, dict[str, Any], Callable[[], int]]:
     """From the hidden states of the run's base model."""
-    base, pool, recipe = base_model(session), session.pool, session.recipe
+    pool, recipe = session.pool, session.recipe
     weighting = "position" if session.by_position() else "mean"
     made_with = {
         "method": session.vectors_name(),

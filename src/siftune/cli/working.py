@@ -1,0 +1,18 @@
+"""`siftune worker`."""
+
+from __future__ import annotations
+
+from siftune.cli.app import again, app, reporter, told
+from siftune.cli.options import Debug, Quiet, RunDir
+
+
+@app.command()
+def worker(run_dir: RunDir, quiet: Quiet = False, debug: Debug = False) -> None:
+    """One more process on the features of a run: here or on any machine that sees its directory."""
+    with told(debug, again()):
+        from siftune.pipeline.working import LeaderGoneError, work
+
+        try:
+            work(run_dir, reporter(quiet))
+        except LeaderGoneError:
+            raise SystemExit(1) from None
