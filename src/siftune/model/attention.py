@@ -1,8 +1,8 @@
 """Attention of 16-bit models on a CPU: short rows are quicker in fp32.
 
-On a CPU the backward pass of torch's fused attention takes three times as long in bf16 as in fp32 at a hundred tokens, about as
-long at three hundred, less beyond that (benchmarks/results/attention.json). It is a quarter of a training step. So while this is
-open, attention over short rows is computed in fp32, whoever calls it: fewer roundings, the same formula.
+On a CPU torch's fused attention, forward and backward, takes two to three times as long in bf16 as in fp32 up to about a hundred
+tokens, as long at some three hundred, less beyond (benchmarks/results/attention.json): much of a training step. So while this is
+open, attention over short rows is computed in fp32, whoever calls it: the same formula with fewer roundings.
 """
 
 from __future__ import annotations
