@@ -7,6 +7,7 @@ missing from the files, an adapter folder in place of a model, an encoder-decode
 from __future__ import annotations
 
 import importlib.util
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
 from siftune.records.errors import SiftuneError
+
+# oneDNN, which multiplies matrices on CPUs, keeps a thousand compiled products, one for every shape that it met: hundreds of
+# megabytes where batches are of many shapes. A batch needs some thirty, and needs them in every layer.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 TORCH_DTYPE: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
