@@ -11,7 +11,6 @@ from math import log10
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
 LINE, LEFT, WIDTH, TOP = 24, 210, 460, 64
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#1a1a1a}.t{font-weight:600;font-size:14px}.g{stroke:#d5d5d5}"
@@ -28,11 +27,11 @@ plot anew; [how it is measured](../docs/explanation/benchmark.md) says what the 
 
 
 def write_page(result: Path) -> Path:
-    """Write README.md beside this file, and the plot beside the result."""
+    """Write README.md in the folder above the result's, and the plot beside the result."""
     found = json.loads(result.read_text(encoding="utf-8"))
     plot = result.with_suffix(".svg")
     plot.write_text(_plot(found), encoding="utf-8")
-    page = HERE / "README.md"
+    page = result.parents[1] / "README.md"
     parts = [HEAD, _about(found), _ratios(found["ratios"]), _costs(found["arms"]), _phases(found["arms"])]
     parts.insert(3, f"![CPU seconds a row by arm](results/{plot.name})\n")
     if failed := [arm for arm in found["arms"] if "error" in arm]:
@@ -138,4 +137,4 @@ def _plot(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(write_page(HERE / "results" / "engine.json"))
+    print(write_page(Path(__file__).parent / "results" / "engine.json"))
