@@ -27,6 +27,7 @@ from engine_inputs import make_inputs
 from engine_page import write_page
 from engine_summary import summary
 from record import write_result
+from siftune.demo.model import MODEL_NAME
 from siftune.model.load import choose_dtype
 
 HERE = Path(__file__).parent
@@ -78,7 +79,7 @@ def _last_line(out: Path) -> str:
 
 def settings_of(arm: Arm, given: argparse.Namespace, model: Path) -> dict[str, Any]:
     """All that the arm's script reads, and nothing else that decides what is measured."""
-    inputs = given.work / "inputs"
+    inputs = given.inputs
     common = {
         "model": str(model),
         "inputs": str(inputs),
@@ -121,20 +122,24 @@ def _a_row(result: dict[str, Any]) -> float:
 def main() -> None:
     given = _arguments().parse_args()
     given.work, given.code = given.work.absolute(), _code()
+    given.inputs = given.work / ("inputs-tiny" if given.tiny else "inputs")
     scaling = tuple(sorted(given.scaling))
     chosen = [a for a in arms(scaling) if not given.arms or any(a.name.startswith(s) for s in given.arms)]
     given.dtype, reason = choose_dtype(given.dtype, torch.device("cpu"))
     torch.set_num_threads(1)
-    model = make_inputs(given.work / "inputs", RANKS, given.max_length, given.tiny)
+    model = make_inputs(given.inputs, RANKS, given.max_length, given.tiny)
     found = measured(given, chosen, model)
-    rows = json.loads((given.work / "inputs" / "rows.json").read_text(encoding="utf-8"))
+    rows = json.loads((given.inputs / "rows.json").read_text(encoding="utf-8"))
     values = {
-        "model": "tiny (a trial: not the real model)" if given.tiny else "SmolLM2-135M-Instruct",
+        "model": MODEL_NAME,
         "dtype": f"{given.dtype}: {reason}",
         "batch_tokens": given.batch_tokens,
         "examples": _examples([rows[i % len(rows)] for i in range(given.rows)], len(rows)),
         **summary(chosen, ratios(scaling), found),
     }
+    if given.tiny:
+        print(json.dumps(values, indent=2))
+        return
     path = write_result(given.name, values)
     print(path)
     if given.page:
@@ -170,7 +175,11 @@ def _arguments() -> argparse.ArgumentParser:
     take.add_argument("--max-length", type=int, default=2048)
     take.add_argument("--limit", type=float, default=3600, help="seconds for one arm in one round")
     take.add_argument("--name", default="engine", help="benchmarks/results/NAME.json")
-    take.add_argument("--tiny", action="store_true", help="a trial of the benchmark itself on the tiny model")
+    take.add_argument(
+        "--tiny",
+        action="store_true",
+        help="try the benchmark itself on the tiny model; prints, writes no result",
+    )
     take.add_argument("--only-table", action="store_true", help="measure nothing")
     take.add_argument(
         "--page", action="store_true", help="write benchmarks/README.md and the plot from the result"
