@@ -7,6 +7,7 @@ Its projection matrix is made anew for every batch, so large batches are its bes
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,27 @@ from datasets import Dataset
 from rows import read_rows
 
 
-def index(path: Path, model: Any, targets: set[str], data: Dataset, settings: dict[str, Any]) -> Path:
+def indexing(
+    path: Path, model: Any, targets: set[str], data: Dataset, settings: dict[str, Any]
+) -> Callable[[], Path]:
+    """What makes the index of `data` when called; adapter and moments are loaded by then."""
     config = IndexConfig(str(path), **settings)
     config.partial_run_path.mkdir(parents=True)
-    collect_gradients(
-        model,
-        data,
-        create_processor(model, config, targets),
-        config,
-        batches=allocate_batches(data["length"][:], config.token_batch_size),
-        target_modules=targets,
-        preprocess_cfg=PreprocessConfig(unit_normalize=True),
-    )
-    return config.partial_run_path
+    processor = create_processor(model, config, targets)
+
+    def index() -> Path:
+        collect_gradients(
+            model,
+            data,
+            processor,
+            config,
+            batches=allocate_batches(data["length"][:], config.token_batch_size),
+            target_modules=targets,
+            preprocess_cfg=PreprocessConfig(unit_normalize=True),
+        )
+        return config.partial_run_path
+
+    return index
 
 
 def main() -> None:
@@ -58,10 +67,12 @@ def main() -> None:
         for ids, trained in read_rows(asked)
     ]
     data = Dataset.from_list(rows)
+    first = indexing(out / "first", model, targets, data.select(range(2)), settings)
+    index = indexing(out / "index", model, targets, data, settings)
     clock.done(LOAD)
-    index(out / "first", model, targets, data.select(range(2)), settings)
+    first()
     clock.done(FIRST)
-    made = index(out / "index", model, targets, data, settings)
+    made = index()
     clock.done(GRADIENTS)
     losses = Dataset.load_from_disk(str(made / "data.hf"))["loss"][:]
     clock.write(
