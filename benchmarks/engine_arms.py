@@ -31,7 +31,7 @@ class Arm:
 
 
 def _siftune(rank: int, direction: str, what: str) -> Arm:
-    settings = {"rank": rank, "direction": direction, "features": FEATURES}
+    settings = {"adapter": f"adapter-{rank}", "direction": direction, "features": FEATURES}
     return Arm(f"siftune r{rank} {direction}", what, "siftune_features.py", settings)
 
 

@@ -30,7 +30,7 @@ def main() -> None:
     clock, asked = Clock(), job()
     clock.done(START)
     base = load_model(asked["model"], dtype=asked["dtype"])
-    checkpoint = read_checkpoint(Path(asked["inputs"]) / asked.get("adapter", f"adapter-{asked['rank']}"))
+    checkpoint = read_checkpoint(Path(asked["inputs"]) / asked["adapter"])
     moments = [
         {name: tensor.flatten() for name, tensor in one.items()}
         for one in (checkpoint.exp_avg, checkpoint.exp_avg_sq)
