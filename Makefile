@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .venv-bench
 CODE := src tests benchmarks experiments examples docs
 
-.PHONY: help setup demo test check docs experiments lint-fix clean
+.PHONY: help setup demo test check docs bench experiments lint-fix clean
 
 help:
 	@echo "make setup     make $(VENV) with siftune and what developing it needs (Python 3.11 or newer; PYTHON=... names one)"
@@ -14,9 +15,10 @@ help:
 	@echo "make test      the tests (ARGS=... goes to pytest)"
 	@echo "make check     style and types: ruff, basedpyright"
 	@echo "make docs      the documentation as a site in docs/_build/html, and its examples tried (warnings are errors)"
+	@echo "make bench     the engine against floors and peers, which get an environment of their own ($(PEERS)); hours, goes on where it was (ARGS=... goes to benchmarks/engine.py)"
 	@echo "make experiments DATA=... WORK=... ENCODER=...  the experiments: hours, stops and goes on at any moment"
 	@echo "make lint-fix  let ruff put right what it can"
-	@echo "make clean     remove $(VENV) and what tools left behind"
+	@echo "make clean     remove $(VENV), $(PEERS) and what tools left behind"
 
 setup: $(READY)
 
@@ -44,6 +46,15 @@ docs: $(READY)
 	$(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees -b doctest docs docs/_build/doctest
 	@echo "docs/_build/html/index.html"
 
+bench: $(READY) $(PEERS)/.ready
+	$(BIN)/python benchmarks/engine.py --peers $(PEERS) --page $(ARGS)
+
+$(PEERS)/.ready: benchmarks/peers.txt benchmarks/peers-alone.txt constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/peers.txt
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers-alone.txt
+	@touch $@
+
 experiments: $(READY)
 	@test -d "$(DATA)" && test -n "$(WORK)" && test -d "$(ENCODER)" || { echo "say where data, work and a sentence encoder are: make experiments DATA=... WORK=... ENCODER=... (experiments/README.md)"; exit 1; }
 	$(BIN)/python experiments/defaults/run.py $(DATA) $(WORK)
@@ -56,5 +67,5 @@ lint-fix: $(READY)
 	$(BIN)/ruff format $(CODE)
 
 clean:
-	rm -rf $(VENV) build dist docs/_build .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) $(PEERS) build dist docs/_build .pytest_cache .hypothesis .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
