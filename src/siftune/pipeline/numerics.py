@@ -105,10 +105,22 @@ class Numerics(NamedTuple):
 def look_at_numerics(recipe: Recipe, encoder: ChatEncoder) -> Numerics:
     """Measure what a run with this recipe would work by, and every other combination that the machine and the model offer.
 
-    Raises SiftuneError where the model, its adapter or the attention implementation that was asked for can't be had.
+    Raises SiftuneError where the model, its adapter or the attention implementation that was asked for can't be had, or
+    memory does not hold the model in fp32.
     """
     decided, _ = settled(recipe)
     pin(decided)
+    try:
+        return _measured(recipe, decided, encoder)
+    except torch.OutOfMemoryError as error:
+        raise SiftuneError(
+            "its memory does not hold the model in fp32, with which the others are compared",
+            where=f"device: {decided.device}",
+            todo="Give --device cpu, or a larger one",
+        ) from error
+
+
+def _measured(recipe: Recipe, decided: Recipe, encoder: ChatEncoder) -> Numerics:
     longest = min(LONGEST, decided.max_length)
     rows = sample_rows(recipe.pool, encoder, n_rows=N_ROWS, longest=longest)
     with _adapted(decided, "fp32", "eager") as model:
