@@ -55,7 +55,7 @@ def test_sound_models_pass_under_every_setting(arch: str, tmp_path: Path) -> Non
     found = looked(of_model(write_tiny_model(tmp_path, arch)))
     assert {f.attn for f in found.findings} == {"sdpa", "eager"}
     assert "fp32" in {f.dtype for f in found.findings}
-    assert all(f.sound for f in found.findings)
+    assert all(found.sound(f) for f in found.findings)
     assert found.default == found.findings[0]
     assert found.advice == ""
     assert len(set(found.lengths)) == len(found.lengths) >= 3
@@ -72,7 +72,7 @@ def test_attention_that_looks_right_is_found(
     recipe = of_model(write_tiny_model(tmp_path, "llama"), attn="leaky", dtype="fp32")
     found = looked(recipe)
     assert found.default.attn == "leaky"
-    assert {f.attn for f in found.findings if not f.sound} == {"leaky"}
+    assert {f.attn for f in found.findings if not found.sound(f)} == {"leaky"}
     assert found.default.cosine > 100 * found.default.allowed
     assert found.advice in ("--attn sdpa --dtype fp32", "--attn eager --dtype fp32")
     said = StringIO()
@@ -93,19 +93,30 @@ def test_positions_that_turn_with_the_longest_row_are_found(tmp_path: Path) -> N
     tiny_tokenizer().save_pretrained(tmp_path)
     found = looked(of_model(tmp_path, dtype="fp32"))
     assert max(found.lengths) <= 220
-    assert not any(f.sound for f in found.findings)
+    assert not any(found.sound(f) for f in found.findings)
     assert found.default.worst == "padded to 221 tokens"
     assert found.advice == "--batch-tokens 1"
-    assert looked(of_model(tmp_path, dtype="fp32", max_length=220)).default.sound
+    short = looked(of_model(tmp_path, dtype="fp32", max_length=220))
+    assert short.sound(short.default)
 
 
 def test_a_feature_that_is_not_finite_is_not_sound() -> None:
-    sound = Finding("sdpa", "fp16", 0.0, 0.0, 0.0, 1e-4, "")
-    assert sound.sound
-    assert not sound._replace(cosine=math.nan).sound
-    assert not sound._replace(norm=math.nan).sound
-    assert not sound._replace(norm=0.1).sound
-    assert not sound._replace(cosine=1e-3).sound
+    fine = Finding("sdpa", "fp16", 0.0, 0.0, 0.0, 1e-4, "")
+    assert fine.within_rounding
+    for change in ({"cosine": math.nan}, {"norm": math.nan}, {"norm": 0.1}, {"cosine": 1e-3}):
+        assert not fine._replace(**change).within_rounding
+
+
+def test_what_fp32_shows_counts_for_coarser_numbers() -> None:
+    coarse = Finding("sdpa", "bf16", 1e-4, 0.0, 1e-3, 1e-2, "")
+    fine = Finding("sdpa", "fp32", 1e-4, 0.0, 1e-6, 1e-9, "all rows together")
+    other = Finding("eager", "bf16", 1e-4, 0.0, 1e-3, 1e-2, "")
+    found = Numerics([coarse, fine, other], [3, 9], coarse, {})
+    assert coarse.within_rounding
+    assert [found.sound(f) for f in found.findings] == [False, False, True]
+    assert found.advice == "--attn eager --dtype bf16"
+    assert Numerics([coarse, other], [3, 9], coarse, {}).advice == ""
+    assert Numerics([coarse, fine], [3, 9], coarse, {}).advice == "--batch-tokens 1"
 
 
 def test_rounding_grows_with_depth_and_with_coarser_numbers() -> None:

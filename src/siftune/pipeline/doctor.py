@@ -164,14 +164,14 @@ def _numerics(recipe: Recipe, encoder: ChatEncoder, console: Console) -> bool:
     for title in ("", "attn", "dtype", "cosine distance", "rounding may", "norm", "from fp32 eager", ""):
         table.add_column(title, justify="left" if title in ("", "attn", "dtype") else "right")
     for f in found.findings:
-        verdict = "sound" if f.sound else f"[red]depends on batch-mates[/red] ({f.worst})"
+        verdict = "sound" if found.sound(f) else f"[red]depends on batch-mates[/red] ({f.worst})"
         numbers = (f"{number:.1e}" for number in (f.cosine, f.allowed, f.norm, f.from_fp32))
         table.add_row(" " * 15, f.attn, f.dtype, *numbers, verdict)
     console.print(table)
     for attn, reason in found.left_out.items():
         console.print(f"                 {attn} was left out: {escape(shown(reason))}", soft_wrap=True)
     own = found.default
-    if own.sound:
+    if found.sound(own):
         console.print(
             f"                 a run would take --attn {own.attn} --dtype {own.dtype}, which is sound"
         )
@@ -181,7 +181,7 @@ def _numerics(recipe: Recipe, encoder: ChatEncoder, console: Console) -> bool:
             f" depend on batch-mates. Use {found.advice}",
             soft_wrap=True,
         )
-    return own.sound
+    return found.sound(own)
 
 
 def _fault(console: Console, error: SiftuneError) -> bool:

@@ -74,8 +74,8 @@ class Finding(NamedTuple):
     worst: str
 
     @property
-    def sound(self) -> bool:
-        """Does a feature depend on its row alone, but for rounding?"""
+    def within_rounding(self) -> bool:
+        """Is what was measured no more than rounding may do?"""
         return self.cosine <= self.allowed and self.norm <= math.sqrt(2 * self.allowed)  # False for NaN
 
 
@@ -88,13 +88,18 @@ class Numerics(NamedTuple):
     default: Finding
     left_out: dict[str, str]
 
+    def sound(self, finding: Finding) -> bool:
+        """Does a feature depend on its row alone? Coarse numbers can hide what fine ones show, so fp32 has its say for all dtypes."""
+        same = [f for f in self.findings if (f.attn, f.dtype) in ((finding.attn, "fp32"), finding[:2])]
+        return all(f.within_rounding for f in same)
+
     @property
     def advice(self) -> str:
         """Options that make features independent of batch-mates; empty where the run's own settings do."""
-        if self.default.sound:
+        if self.sound(self.default):
             return ""
         nearest = sorted(
-            (found for found in self.findings if found.sound),
+            (found for found in self.findings if self.sound(found)),
             key=lambda found: (found.dtype != self.default.dtype, found.attn != self.default.attn),
         )
         if nearest:
