@@ -90,7 +90,7 @@ class Numerics(NamedTuple):
 
     def sound(self, finding: Finding) -> bool:
         """Does a feature depend on its row alone? Coarse numbers can hide what fine ones show, so fp32 has its say for all dtypes."""
-        same = [f for f in self.findings if (f.attn, f.dtype) in ((finding.attn, "fp32"), finding[:2])]
+        same = [f for f in self.findings if f.attn == finding.attn and f.dtype in ("fp32", finding.dtype)]
         return all(f.within_rounding for f in same)
 
     @property
