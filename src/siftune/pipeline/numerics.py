@@ -8,8 +8,8 @@ filled, since with B zero the gradient of A is zero and would hide whatever is w
 
 **What rounding may do.** A number of a dtype is off by up to eps/2 of itself, and a feature is what some 20 rounded results a layer
 (forward and backward) lead to, one after the other. Independent errors add up as a root: eps/2 · sqrt(20 · layers) of the feature's
-length. In fp32 what is summed inside the matrix products (which 16-bit kernels sum in fp32 as well) rounds just as much as the results, a
-thousand terms at a time: 32 times more. Thrice that is still called rounding. The cosine distance is half the square of the relative difference.
+length. fp32 products round their sums too, which 16-bit kernels keep in fp32, and in another order for another shape: 8 times more.
+Thrice that is still called rounding. The cosine distance is half the square of the relative difference.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from siftune.records.recipe import Recipe
 N_ROWS = 5
 LONGEST = 512
 """Rows of more tokens are not tried: minutes on a CPU."""
-STEPS_A_LAYER, FP32_SUMS, MARGIN = 20, 32.0, 3.0
+STEPS_A_LAYER, FP32_SUMS, MARGIN = 20, 8.0, 3.0
 
 Tokens = tuple[np.ndarray, np.ndarray]
 """Token ids [T] and trained [T] of a row."""
