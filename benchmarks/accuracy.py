@@ -40,6 +40,8 @@ from siftune.records.files import read_json, write_json
 from siftune.records.recipe import Projection, read_recipe
 
 NUMBERS = (1024, 2048, 4096, 8192)
+FULL = NUMBERS[-1]
+"""The default's D."""
 SEEDS = 3
 """Sketches drawn at each D; the dense projection costs too much for more than one."""
 FIRST = 1
@@ -190,8 +192,8 @@ def table(real: dict[str, Any], many: dict[str, Any]) -> list[dict[str, Any]]:
 
     `compared`: what it is compared with; the other settings of a line are the same on both sides.
     """
-    seconds, default = real["seconds"], real["seconds"]["gradients bf16"] + real["seconds"]["sketch 8192"]
-    fp16 = bytes_per_row(8192, "fp16")
+    seconds, default = real["seconds"], real["seconds"]["gradients bf16"] + real["seconds"][f"sketch {FULL}"]
+    fp16 = bytes_per_row(FULL, "fp16")
     lines: list[dict[str, Any]] = []
 
     def line(choice: str, compared: str, row_bytes: int, cpu: float, found: dict[str, Any]) -> None:
@@ -222,7 +224,7 @@ def table(real: dict[str, Any], many: dict[str, Any]) -> list[dict[str, Any]]:
         line(
             f"all rows in {dtype}",
             f"all rows in {many['stored_in']}",
-            4 * bytes_per_row(8192, dtype),
+            4 * bytes_per_row(FULL, dtype),
             1.0,
             found,
         )

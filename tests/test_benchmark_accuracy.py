@@ -14,8 +14,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "_ext"))
 
 import accuracy
+import accuracy_tiny
 import from_results
+import record
 from accuracy_measures import Question, agreement, bytes_per_row, cosine_error, mean_agreement, stored
+from pipeline_helpers import recipe, write_inputs
+from siftune.pipeline.progress import Reporter
+from siftune.pipeline.run import run
 
 TWO = [Question("a", [0], ["all"]), Question("b", [1, 2], ["x", "y"])]
 SAME = {rule: {"spearman": 1.0, "overlap": 1.0} for rule in ("top", "by-subtask")}
@@ -104,3 +109,41 @@ def test_the_page_has_every_choice_of_the_result(tmp_path: Path, monkeypatch: py
     assert "| tiny gpt2, sketch, 10 weights | 0.0200 | 0.0200 | 0.0200 | 0.0200 |" in page
     monkeypatch.setattr(from_results, "RESULTS", tmp_path / "none")
     assert "benchmarks/accuracy.py" in from_results.accuracy()
+
+
+def test_the_benchmark_on_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(
+        recipe(write_inputs(tmp_path), features=1024, batch_tokens=256),
+        tmp_path / "run",
+        reporter=Reporter(quiet=True),
+    )
+    settings = {
+        "NUMBERS": (32, 1024),
+        "FULL": 1024,
+        "SEEDS": 2,
+        "SUBSETS": ((1,), (1, 2)),
+        "ARCHITECTURES": ("gpt2",),
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(accuracy, name, value)
+    monkeypatch.setattr(accuracy_tiny, "HIDDEN", 32)
+    monkeypatch.setattr(accuracy_tiny, "STEPS", 3)
+    for module in (record, from_results):
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    small = ["--pool-rows", "20", "--target-rows", "2", "--tiny-rows", "6"]
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", str(tmp_path / "run"), str(tmp_path / "work"), *small])
+    accuracy.main()
+    found = json.loads((tmp_path / "results" / "accuracy.json").read_text())
+    assert found["rows"] == {"pool_rows": 20, "target_rows": {"sums": 2}}
+    for errors in (*found["real"]["error"].values(), found["tiny"]["gpt2"]["sketch"]):
+        assert errors["1024"] < 0.5 * errors["32"] < 0.5  # a factor of 5.7 in expectation
+    assert found["real"]["bf16"]["cosine_to_fp32"] > 0.9
+    assert found["real"]["stored"]["1024 fp32"]["fp32"] == SAME
+    assert found["all_rows"]["rows"] == 240
+    assert found["all_rows"]["checkpoints"]["1 2"] == SAME
+    assert "tiny gpt2, sketch" in from_results.accuracy()
+    kept = sorted((tmp_path / "work").rglob("*.npy"))
+    written = [file.stat().st_mtime_ns for file in kept]
+    accuracy.main()  # goes on where it was: nothing is made again
+    assert [file.stat().st_mtime_ns for file in kept] == written
+    assert json.loads((tmp_path / "results" / "accuracy.json").read_text())["table"] == found["table"]

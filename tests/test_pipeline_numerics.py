@@ -83,12 +83,14 @@ def test_attention_that_looks_right_is_found(
 
 def test_positions_that_turn_with_the_longest_row_are_found(tmp_path: Path) -> None:
     """longrope: one row beyond the original length changes the positions of its batch-mates. No setting but one row a batch helps."""
-    shared = {
-        k: v for k, v in tiny_config("phi3").to_dict().items() if k not in ("rope_parameters", "rope_scaling")
-    }
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 220}
+    config = tiny_config("phi3")
+    assert isinstance(config, Phi3Config)
+    longrope = {"rope_type": "longrope", "original_max_position_embeddings": 220}
     factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-    config = Phi3Config(**shared | {"original_max_position_embeddings": 220}, rope_parameters=rope | factors)
+    config.rope_parameters = (
+        {"partial_rotary_factor": 1.0} | dict(config.rope_parameters) | longrope | factors
+    )
+    config.original_max_position_embeddings = 220
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     found = looked(of_model(tmp_path, dtype="fp32"))
