@@ -9,7 +9,8 @@ filled, since with B zero the gradient of A is zero and would hide whatever is w
 **What rounding may do.** A number of a dtype is off by up to eps/2 of itself, and a feature is what some 20 rounded results a layer
 (forward and backward) lead to, one after the other. Independent errors add up as a root: eps/2 · sqrt(20 · layers) of the feature's
 length. fp32 products round their sums too, which 16-bit kernels keep in fp32, and in another order for another shape: 8 times more.
-Thrice that is still called rounding. The cosine distance is half the square of the relative difference.
+SmolLM2-135M (30 layers) came to 0.085 in bf16, where this says 0.096, and to 4e-6 in fp32, where it says 1.2e-5. Thrice as much
+is still called rounding. The cosine distance is half the square of the relative difference.
 """
 
 from __future__ import annotations
