@@ -64,10 +64,11 @@ def test_sound_models_pass_under_every_setting(arch: str, tmp_path: Path) -> Non
     assert all(f.from_fp32 > 1e-8 for f in found.findings if f.dtype != "fp32")
 
 
-@pytest.mark.parametrize("ahead", [1, 1000], ids=["the next token", "all tokens"])
+@pytest.mark.parametrize("ahead", [2, 1000], ids=["two tokens", "all tokens"])
 def test_attention_that_looks_right_is_found(
     ahead: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Two tokens a layer take two layers past the row's end: its last trained token is followed by a line break."""
     monkeypatch.setitem(AttentionInterface._global_mapping, "leaky", seeing(ahead))
     recipe = of_model(write_tiny_model(tmp_path, "llama"), attn="leaky", dtype="fp32")
     found = looked(recipe)

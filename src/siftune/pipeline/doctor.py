@@ -164,7 +164,8 @@ def _numerics(recipe: Recipe, encoder: ChatEncoder, console: Console) -> bool:
     for title in ("", "attn", "dtype", "cosine distance", "rounding may", "norm", "from fp32 eager", ""):
         table.add_column(title, justify="left" if title in ("", "attn", "dtype") else "right")
     for f in found.findings:
-        verdict = "sound" if found.sound(f) else f"[red]depends on batch-mates[/red] ({f.worst})"
+        why = "as fp32 shows" if f.within_rounding else f.worst
+        verdict = "sound" if found.sound(f) else f"[red]depends on batch-mates[/red] ({why})"
         numbers = (f"{number:.1e}" for number in (f.cosine, f.allowed, f.norm, f.from_fp32))
         table.add_row(" " * 15, f.attn, f.dtype, *numbers, verdict)
     console.print(table)
