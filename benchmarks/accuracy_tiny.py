@@ -75,7 +75,7 @@ def _tokens(n_rows: int) -> list[tuple[np.ndarray, np.ndarray]]:
 def _trained(arch: str, tokens: list[tuple[np.ndarray, np.ndarray]]) -> PeftModel:
     """Base and adapter trained together for a few steps, so that neither is at its start."""
     model = add_lora(
-        tiny_model(arch, hidden=HIDDEN), rank=RANK, alpha=4 * RANK, dropout=0.0, targets=("auto",), seed=0
+        tiny_model(arch, hidden=HIDDEN), rank=RANK, alpha=4.0 * RANK, dropout=0.0, targets=("auto",), seed=0
     )
     optimizer = torch.optim.AdamW(model.requires_grad_(True).parameters(), lr=1e-3)
     for step in range(STEPS):
