@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -247,7 +247,7 @@ def _extractor(model: PeftModel, recipe: Recipe) -> FeatureExtractor:
 def _dtypes(recipe: Recipe, decided: Recipe) -> list[Dtype]:
     """The run's own, then the others that this machine is quick in."""
     device = device_of(decided)
-    found = [choose_dtype(setting, device)[0] for setting in (recipe.dtype, "auto", "fp32")]
+    found: list[Dtype] = [choose_dtype(setting, device)[0] for setting in (recipe.dtype, "auto", "fp32")]
     if device.type == "cuda":
         found.append("fp16")
     return list(dict.fromkeys(found))
@@ -258,16 +258,21 @@ def _attentions() -> list[str]:
     return ["sdpa", "eager", *flash]
 
 
+def _config(model: PeftModel) -> Any:
+    """The base's configuration, which torch's types don't know of."""
+    return model.get_base_model().config
+
+
 def _attn_of(model: PeftModel) -> str:
-    return str(model.get_base_model().config._attn_implementation)
+    return str(_config(model)._attn_implementation)
 
 
 def _n_layers(model: PeftModel) -> int:
-    return int(model.get_base_model().config.get_text_config().num_hidden_layers)
+    return int(_config(model).get_text_config().num_hidden_layers)
 
 
 def _turns_at(model: PeftModel, recipe: Recipe) -> int | None:
     """Tokens beyond which the model uses other positions for a whole batch (longrope), where a run could come there."""
-    rope = getattr(model.get_base_model().config.get_text_config(), "rope_parameters", None) or {}
+    rope = getattr(_config(model).get_text_config(), "rope_parameters", None) or {}
     turn = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
     return turn if turn is not None and turn < recipe.max_length else None
