@@ -1,6 +1,7 @@
 """What the reference pages take from the code when they are built: commands, settings, docstrings.
 
-A page holds a marker, `<!-- from code: commands -->` or `<!-- from code: recipe -->`, in whose place the Markdown made here is read.
+A page holds a marker, `<!-- from code: commands -->` or `<!-- from results: accuracy -->`, in whose place the Markdown made here
+(or in `from_results`) is read.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 
 import siftune
+from from_results import accuracy
 from siftune.cli import app as command_line
 from siftune.records.recipe import PRESETS, Recipe
 
@@ -36,8 +38,12 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def _fill(app: Sphinx, page: str, source: list[str]) -> None:
-    for name, make in (("commands", commands), ("recipe", recipe), ("names", lambda: names(source[0]))):
-        marker = f"<!-- from code: {name} -->"
+    for marker, make in (
+        ("<!-- from code: commands -->", commands),
+        ("<!-- from code: recipe -->", recipe),
+        ("<!-- from code: names -->", lambda: names(source[0])),
+        ("<!-- from results: accuracy -->", accuracy),
+    ):
         if marker in source[0]:
             source[0] = source[0].replace(marker, make())
     source[0] = _OUTSIDE.sub(r"](<path:\1>)", source[0])

@@ -12,6 +12,7 @@ import typer
 from siftune.cli.app import again, app, closing, only_given, reporter, settings_of, told, until_stage
 from siftune.cli.options import (
     DATA,
+    MACHINE,
     Adapter,
     Adopt,
     Alpha,
@@ -267,6 +268,19 @@ def doctor(
     max_length: Annotated[Int, option("--max-length", "Tokens a row may have (2048).", DATA)] = None,
     mask: Annotated[Text, option("--mask", "How trained tokens are found.", DATA)] = None,
     examples: Annotated[int, typer.Option(help="Examples to show.", rich_help_panel=DATA)] = 3,
+    numerics: Annotated[
+        bool,
+        typer.Option(
+            "--numerics",
+            help="Try whether attention kernel, dtype or padding make features depend on batch-mates (minutes).",
+            rich_help_panel=MACHINE,
+        ),
+    ] = False,
+    adapter: Annotated[Text, option("--adapter", "A LoRA adapter folder, for --numerics.", DATA)] = None,
+    dtype: DtypeOption = None,
+    attn: Attn = None,
+    device: Device = None,
+    threads: Threads = None,
     debug: Debug = False,
 ) -> None:
     """Is this machine, model, template and data fit for a run? Shows examples with their trained tokens."""
@@ -277,12 +291,17 @@ def doctor(
         "adopt": adopt,
         "max_length": max_length,
         "mask": mask,
+        "adapter": adapter,
+        "dtype": dtype,
+        "attn": attn,
+        "device": device,
+        "threads": threads,
     }
     with told(debug, again()):
         from siftune.pipeline.doctor import examine
         from siftune.records.recipe import make_recipe
 
-        if not examine(make_recipe(only_given(given)), examples):
+        if not examine(make_recipe(only_given(given)), examples, numerics=numerics):
             raise typer.Exit(2)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from siftune.chat.encoder import ChatEncoder, Encoded
 from siftune.chat.show import show
@@ -19,6 +20,7 @@ from siftune.datastore.manifest import versions
 from siftune.model.adopt import adopt, template_folder
 from siftune.model.load import load_model
 from siftune.pipeline.machine import device_of, settled
+from siftune.pipeline.numerics import look_at_numerics
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
 from siftune.records.readers import read_pool, read_target
@@ -26,11 +28,18 @@ from siftune.records.recipe import Recipe
 from siftune.records.text import shown
 
 
-def examine(recipe: Recipe, n_examples: int, console: Console | None = None) -> bool:
-    """Print what was found; whether all of it is fit. Only what is given is looked at."""
+def examine(
+    recipe: Recipe, n_examples: int, console: Console | None = None, *, numerics: bool = False
+) -> bool:
+    """Print what was found; whether all of it is fit. Only what is given is looked at.
+
+    numerics: try too whether features depend on batch-mates, which loads the model several times
+    """
     console = console or Console(highlight=False)
     sound = _machine(recipe, console)
     if recipe.model is None:
+        if numerics:
+            raise SiftuneError("no model is given", where="--numerics", todo="Give a model: --model M")
         console.print("Give --model (and --pool, --target, --adopt) to have them looked at too.")
         return sound
     try:
@@ -48,6 +57,8 @@ def examine(recipe: Recipe, n_examples: int, console: Console | None = None) -> 
         sound &= _target(name, source, encoder, console)
     if recipe.adopt:
         sound &= _adoption(recipe, console)
+    if numerics:
+        sound &= _numerics(recipe, encoder, console)
     console.print("All of it is fit for a run." if sound else "[red]Not all of it is fit for a run.[/red]")
     return sound
 
@@ -139,6 +150,39 @@ def _adoption(recipe: Recipe, console: Console) -> bool:
     for note in adopted.notes:
         console.print(f"                 {escape(note)}", soft_wrap=True)
     return True
+
+
+def _numerics(recipe: Recipe, encoder: ChatEncoder, console: Console) -> bool:
+    """A line for each attention implementation × dtype, and what to set where the run's own is not sound."""
+    try:
+        found = look_at_numerics(recipe, encoder)
+    except SiftuneError as error:
+        return _fault(console, error)
+    rows = f"{len(found.lengths)} rows of {found.lengths[0]} to {found.lengths[-1]} tokens"
+    console.print(f"numerics         features of {rows}, each alone and in batches", soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "attn", "dtype", "cosine distance", "rounding may", "norm", "from fp32 eager", ""):
+        table.add_column(title, justify="left" if title in ("", "attn", "dtype") else "right")
+    for f in found.findings:
+        why = "as fp32 shows" if f.within_rounding else f.worst
+        verdict = "sound" if found.sound(f) else f"[red]depends on batch-mates[/red] ({why})"
+        numbers = (f"{number:.1e}" for number in (f.cosine, f.allowed, f.norm, f.from_fp32))
+        table.add_row(" " * 15, f.attn, f.dtype, *numbers, verdict)
+    console.print(table)
+    for attn, reason in found.left_out.items():
+        console.print(f"                 {attn} was left out: {escape(shown(reason))}", soft_wrap=True)
+    own = found.default
+    if found.sound(own):
+        console.print(
+            f"                 a run would take --attn {own.attn} --dtype {own.dtype}, which is sound"
+        )
+    else:
+        console.print(
+            f"[red]fault[/red]            features under --attn {own.attn} --dtype {own.dtype}, which a run would take,"
+            f" depend on batch-mates. Use {found.advice}",
+            soft_wrap=True,
+        )
+    return found.sound(own)
 
 
 def _fault(console: Console, error: SiftuneError) -> bool:

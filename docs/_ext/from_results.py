@@ -1,0 +1,69 @@
+"""What pages take from the results of benchmarks when they are built, so that no figure is written by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def accuracy() -> str:
+    """The tables of benchmarks/results/accuracy.json, as Markdown."""
+    file = RESULTS / "accuracy.json"
+    if not file.exists():
+        return "Not measured on this checkout: `benchmarks/accuracy.py` makes `benchmarks/results/accuracy.json`.\n"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    rows = found["rows"]
+    targets = ", ".join(f"{n} of {name}" for name, n in rows["target_rows"].items())
+    made = f"Measured {found['date'][:10]} at commit {found['commit']} on {found['machine']['cpu']}"
+    return "\n".join(
+        [
+            f"{made}: {rows['pool_rows']} pool rows and target rows ({targets}) for what is compared with exact gradients,"
+            f" {found['all_rows']['rows']:,} pool rows for checkpoints and lines that begin with *all rows*.\n",
+            "## Cost against agreement\n",
+            *_choices(found["table"]),
+            "\n## Error of a cosine\n",
+            *_errors(found),
+        ]
+    )
+
+
+def _choices(lines: list[dict[str, Any]]) -> list[str]:
+    table = [
+        "| choice | compared with | KiB a row | CPU | order, `top` | best 5 %, `top` | order, `by-subtask` | best 5 %, `by-subtask` |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        agree = [
+            f"{line[f'{what} {rule}']:.3f}"
+            for rule in ("top", "by-subtask")
+            for what in ("spearman", "overlap")
+        ]
+        cells = [
+            line["choice"],
+            line["compared"],
+            f"{line['bytes'] / 1024:,.1f}",
+            f"{line['cpu']:.2f}",
+            *agree,
+        ]
+        table.append(f"| {' | '.join(cells)} |")
+    return table
+
+
+def _errors(found: dict[str, Any]) -> list[str]:
+    """A line for each kind of projection and model; 1 / sqrt(D) as the measure of it."""
+    real = found["real"]
+    lines = {
+        f"SmolLM2-135M, {name}, {real['coordinates']:,} weights": of for name, of in real["error"].items()
+    }
+    for arch, of in found["tiny"].items():
+        for kind in ("sketch", "rademacher"):
+            lines[f"tiny {arch}, {kind}, {of['coordinates']:,} weights"] = of[kind]
+    numbers = list(next(iter(lines.values())))
+    table = [f"| | {' | '.join(f'D = {int(n):,}' for n in numbers)} |", "|---" * (len(numbers) + 1) + "|"]
+    table.append(f"| 1 / sqrt(D) | {' | '.join(f'{int(n) ** -0.5:.4f}' for n in numbers)} |")
+    for name, of in lines.items():
+        table.append(f"| {name} | {' | '.join(f'{of[n]:.4f}' if n in of else '' for n in numbers)} |")
+    return table
