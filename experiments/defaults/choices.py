@@ -4,6 +4,7 @@
 
 WORK/run-DIRECTION (directions.py) -> WORK/choices/TASK-ARM.jsonl, 100 pool rows each, in the order taken, and results/choices.json. An arm is `DIRECTION-CHECKPOINTS-RULE`, or
 `whitened`: sgd at checkpoint 4 with (K/N + .01)^-1 before it, K the pool's own products (TAROT); `blend-DIRECTION`: with rds+; `family`: random gsm8k rows.
+Other ways to join sgd (all checkpoints) and rds+: `normal`: normal scores of their ranks added, so that tails count alike too; `normal2`: rds+ twice; `turns`: a row of one, a row of the other.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from scipy.special import ndtri
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import HERE, TASKS, stamp
@@ -64,6 +66,12 @@ class Chooser:
         assert found is not None
         return found
 
+    def less(self, task: str) -> np.ndarray:
+        """`influence_N_V` under all checkpoints, weighted."""
+        found = answer_of(self.session, self.session.target(task)).influence_N_V
+        assert found is not None
+        return found
+
     def choose(self, task: str, influence_N_V: np.ndarray, rule: Rule = "by-subtask") -> list[int]:
         """The first rows by a rule."""
         scores = scores_of(influence_N_V, self.session.target(task).subtask_V, rule)
@@ -71,11 +79,28 @@ class Chooser:
         return order_of(scores, influence_N_V, rule, may_N)[:COUNT].tolist()
 
 
+def normal_scores(influence_N_V: np.ndarray) -> np.ndarray:
+    """A column's ranks as the values that a normal distribution has there."""
+    ranks_N_V = influence_N_V.argsort(axis=0).argsort(axis=0)
+    return ndtri((ranks_N_V + 0.5) / len(influence_N_V)).astype(np.float32)
+
+
+def turns(one: list[int], other: list[int]) -> list[int]:
+    """The first of both, then the second of both, and so on, each row once."""
+    both = [row for pair in zip(one, other, strict=True) for row in pair]
+    return list(dict.fromkeys(both))[:COUNT]
+
+
 def choices(choosers: dict[str, Chooser], task: str) -> dict[str, list[int]]:
     """The arms of one task."""
     sgd, rules = choosers["sgd"], get_args(Rule)
     likeness_N_V = sgd.likeness(task)
     found = {"rds+": sgd.choose(task, likeness_N_V), "whitened": sgd.choose(task, sgd.whitened(task))}
+    less_N_V = sgd.less(task)
+    less_normal, likeness_normal = normal_scores(less_N_V), normal_scores(likeness_N_V)
+    found["normal"] = sgd.choose(task, less_normal + likeness_normal)
+    found["normal2"] = sgd.choose(task, less_normal + 2 * likeness_normal)
+    found["turns"] = turns(sgd.choose(task, less_N_V), found["rds+"])
     for direction, chooser in choosers.items():
         last = chooser.influence(task, 4)
         for rule in rules:
