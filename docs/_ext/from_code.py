@@ -47,7 +47,7 @@ def commands() -> str:
     """Every command with its arguments and options, as Markdown."""
     group = typer.main.get_command(command_line)
     parts = []
-    found = group.commands  # pyright: ignore[reportAttributeAccessIssue]
+    found = flat(group.commands)  # pyright: ignore[reportAttributeAccessIssue]
     for name, command in sorted(found.items(), key=lambda item: (item[0] not in _FIRST, item[0])):
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         stand_ins = [p.name.upper() if p.required else f"[{p.name.upper()}]" for p in arguments]
@@ -62,6 +62,15 @@ def commands() -> str:
         for panel, lines in panels.items():
             parts.append("\n".join([f"| {panel} | |", "|---|---|", *lines]) + "\n")
     return "\n".join(parts)
+
+
+def flat(commands: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Commands by their whole name: those of a group as `GROUP COMMAND`."""
+    found: dict[str, Any] = {}
+    for name, command in commands.items():
+        inner = getattr(command, "commands", None)
+        found |= {before + name: command} if inner is None else flat(inner, f"{before}{name} ")
+    return found
 
 
 def _option(option: Any, kind: Any) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from siftune.cli import planning, proving, reporting, selecting
+from siftune.cli import planning, proving, reporting, selecting, storing
 from siftune.cli.app import app
 
-__all__ = ["app", "main", "planning", "proving", "reporting", "selecting"]
+__all__ = ["app", "main", "planning", "proving", "reporting", "selecting", "storing"]
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ Projection = Literal["sketch", "rademacher", "none"]
 Rule = Literal["by-subtask", "round-robin", "top", "mean"]
 Method = Literal["less", "blend", "rds+", "embed", "bm25", "ltd", "length", "random"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
-StoreDtype = Literal["fp16", "bf16", "fp32"]
+StoreDtype = Literal["int8", "fp16", "bf16", "fp32"]
 Mask = Literal["auto", "generation", "known", "prefix"]
 
 
