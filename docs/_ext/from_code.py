@@ -1,6 +1,7 @@
 """What the reference pages take from the code when they are built: commands, settings, docstrings.
 
 A page holds a marker, `<!-- from code: commands -->` or `<!-- from code: recipe -->`, in whose place the Markdown made here is read.
+A table of measured figures comes in the same way from the committed JSON that a benchmark wrote.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:experiments|examples)/[^)#]*\.md)\)")
 _FIRST = ("demo", "run")
 """Where a person starts; the other commands follow by name."""
+_STORE_DTYPES = Path(__file__).parents[2] / "benchmarks" / "results" / "store_dtypes.json"
 _CONTINUED = re.compile(r"\s{2,}\S")
 
 
@@ -36,7 +38,13 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def _fill(app: Sphinx, page: str, source: list[str]) -> None:
-    for name, make in (("commands", commands), ("recipe", recipe), ("names", lambda: names(source[0]))):
+    parts = (
+        ("commands", commands),
+        ("recipe", recipe),
+        ("names", lambda: names(source[0])),
+        ("store dtypes", store_dtypes),
+    )
+    for name, make in parts:
         marker = f"<!-- from code: {name} -->"
         if marker in source[0]:
             source[0] = source[0].replace(marker, make())
@@ -104,6 +112,29 @@ def recipe() -> str:
     for preset, settings in PRESETS.items():
         lines += [f"\n## `--preset {preset}`\n", "| setting | value |", "|---|---|"]
         lines += [f"| `{name}` | `{_plain(value)}` |" for name, value in settings.items()]
+    return "\n".join(lines) + "\n"
+
+
+def store_dtypes() -> str:
+    """What each dtype of the datastore costs and keeps, as measured, as Markdown."""
+    found = json.loads(_STORE_DTYPES.read_text(encoding="utf-8"))
+    rules = list(found["dtypes"][0]["overlap"])
+    heads = [
+        "`--store-dtype`",
+        "bytes a row and checkpoint",
+        *(f"same rows as fp32, `{rule}` (lowest)" for rule in rules),
+        "CPU ms to ask 1,000 rows",
+    ]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for of in found["dtypes"]:
+        shares = [f"{of['mean_overlap'][rule]:.3f} ({min(of['overlap'][rule].values()):.3f})" for rule in rules]
+        cells = [
+            f"`{of['store_dtype']}`",
+            f"{of['bytes']:,}",
+            *shares,
+            f"{of['cpu_ms_per_1000_rows']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
