@@ -1,6 +1,6 @@
 """What each dtype of the datastore costs and keeps: bytes a row, and how much of the choice at 5 % is that of fp32.
 
-    python benchmarks/store_dtypes.py RUN --work FOLDER
+    python benchmarks/store_dtypes.py RUN --work FOLDER --name store_dtypes_adam
 
 RUN is a run with features and targets; it is only read. Where its store is fp32, that is the reference. Where it is of 16 bits, the reference is
 made of it: to every number a random part of what rounding may have taken is given back, so that rounding it leads to the store again.
@@ -94,6 +94,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("run", type=Path)
     arguments.add_argument("--work", type=Path)
+    arguments.add_argument("--name", default="store_dtypes")
     given = arguments.parse_args()
     torch.set_num_threads(1)
     recipe = read_run_recipe(given.run).with_settings({"method": "less"})
@@ -135,7 +136,7 @@ def main() -> None:
         "part": PART,
         "target_rows": {target.name: len(target.subtask_V) for target in targets},
     }
-    print(write_result("store_dtypes", {**about, "dtypes": found}))
+    print(write_result(given.name, {**about, "dtypes": found}))
 
 
 def _chooser(targets: list[Target], index: Any) -> Callable[[np.ndarray], dict[str, dict[str, set[int]]]]:
