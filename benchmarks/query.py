@@ -148,9 +148,7 @@ def main() -> None:
     for store_dtype in given.store_dtype:
         with tempfile.TemporaryDirectory(dir=given.work) as folder:
             stores.append(measured(Path(folder), given, store_dtype))
-    about = {
-        name: getattr(given, name) for name in ("rows", "features", "target_rows", "threads", "rounds")
-    }
+    about = {name: getattr(given, name) for name in ("rows", "features", "target_rows", "threads", "rounds")}
     print(write_result("query", {**about, "shard_rows": SHARD_ROWS, "stores": stores}))
 
 

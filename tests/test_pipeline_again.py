@@ -112,9 +112,7 @@ def test_a_run_kept_in_8_bits_finds_the_planted_rows(done: Path) -> None:
     assert sum(json.loads(line)["source"] == "planted" for line in lines) >= 0.9 * N_PLANTED
     pool = Pool(done / "pool")
     store = Datastore(done / "datastore/less/1", pool.plan)
-    lengths = np.linalg.norm(
-        np.concatenate([store.features(shard) for shard in pool.plan.shards]), axis=1
-    )
+    lengths = np.linalg.norm(np.concatenate([store.features(shard) for shard in pool.plan.shards]), axis=1)
     np.testing.assert_allclose(lengths, 1, atol=5e-3)
 
 

@@ -127,7 +127,9 @@ def store_dtypes() -> str:
     ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for of in found["dtypes"]:
-        shares = [f"{of['mean_overlap'][rule]:.3f} ({min(of['overlap'][rule].values()):.3f})" for rule in rules]
+        shares = [
+            f"{of['mean_overlap'][rule]:.3f} ({min(of['overlap'][rule].values()):.3f})" for rule in rules
+        ]
         cells = [
             f"`{of['store_dtype']}`",
             f"{of['bytes']:,}",

@@ -27,7 +27,7 @@ def shard_file(folder: Path, shard: Shard) -> Path:
 def write_shard(folder: Path, shard: Shard, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
     """Commit a shard: tensors first, then the side-car with `notes` (JSON values that rerunning would make again)."""
     file = shard_file(folder, shard)
-    with written_whole(file) as aside:
+    with written_whole(file, lasting=False) as aside:  # the side-car, next in the folder, makes both last
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
     write_side_car(file, shard, notes)
 
