@@ -17,9 +17,10 @@ from bergson.collection import collect_gradients
 from bergson.config.config import IndexConfig, PreprocessConfig
 from bergson.data import allocate_batches
 from bergson.utils.worker_utils import create_processor, setup_model_and_peft
-from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 from datasets import Dataset
 from rows import read_rows
+
+from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 
 
 def indexing(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 from dattri_llm import AttributionArguments, AttributionTask, HookManagerConfig, LESSAttributor
 from dattri_llm.gradient.optimizer_state import optimizer_from_state_dict
 from peft import PeftModel
@@ -20,6 +19,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
+
+from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LORA = [r"lora_[AB]\.default$"]

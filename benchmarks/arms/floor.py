@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 from rows import Batch, batches
 from torch.nn import functional
 
+from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 from siftune.model.load import load_model, quiet_transformers
 from siftune.model.lora import load_adapter
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 from peft import PeftModel
 from rows import Batch, batches
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
+
+from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 from peft import PeftModel
 from rows import Batch, batches
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
+
+from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BLOCK, PROJECT_ROWS = 128, 16

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 from rows import read_rows
 
+from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 from siftune.datastore.features_writer import features_of
 from siftune.datastore.pool import TokenRows
 from siftune.gradients.directions import AdamState

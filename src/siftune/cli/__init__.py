@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from siftune.cli import planning, proving, reporting, selecting, working
+from siftune.cli import planning, proving, reporting, selecting, storing, working
 from siftune.cli.app import app
 
-__all__ = ["app", "main", "planning", "proving", "reporting", "selecting", "working"]
+__all__ = ["app", "main", "planning", "proving", "reporting", "selecting", "storing", "working"]
 
 
 def main() -> None:

@@ -18,7 +18,20 @@ if TYPE_CHECKING:
     from siftune.pipeline.run import RunResult
     from siftune.pipeline.stages import Stage
 
-ORDER = ("demo", "plan", "run", "report", "score", "select", "append", "worker", "compare", "check", "doctor")
+ORDER = (
+    "demo",
+    "plan",
+    "run",
+    "report",
+    "score",
+    "select",
+    "append",
+    "worker",
+    "compare",
+    "check",
+    "doctor",
+    "datastore",
+)
 """Commands as a person comes to need them."""
 
 

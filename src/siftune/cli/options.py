@@ -81,7 +81,7 @@ DirectionOption = Annotated[
 ]
 ProjectionOption = Annotated[Text, option("--projection", "sketch (the default), rademacher or none.", GRADS)]
 Features = Annotated[Int, option("--features", "Numbers a feature has (8192).", GRADS)]
-StoreDtypeOption = Annotated[Text, option("--store-dtype", "fp16 (the default), bf16 or fp32.", GRADS)]
+StoreDtypeOption = Annotated[Text, option("--store-dtype", "int8 (the default), fp16, bf16 or fp32.", GRADS)]
 GradientCheckpointing = Annotated[
     Bool,
     typer.Option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from siftune.chat.encoder import ChatEncoder
 from siftune.datastore.claims import shards_to_make
 from siftune.datastore.plan import Shard
 from siftune.datastore.pool import Pool, TokenRows
-from siftune.datastore.shards import TORCH_DTYPES, shard_notes, write_shard
+from siftune.datastore.quantise import quantised
+from siftune.datastore.shards import shard_notes, write_shard
 from siftune.datastore.store import Datastore
 from siftune.datastore.targets import Target, features_file, target_features
 from siftune.gradients.features import FeatureBatch, FeatureExtractor
@@ -54,7 +56,7 @@ def write_features(
     """Commit a shard's features, those of its scorable `rows`; the other rows are NaN."""
     at_N = rows.row_N - shard.start
     tensors = {
-        "features": _spread(features.features_B_D, at_N, len(shard)).to(TORCH_DTYPES[store_dtype]),
+        **quantised(_spread(features.features_B_D, at_N, len(shard)), store_dtype),
         "row": torch.arange(shard.start, shard.stop),
         "loss": _spread(features.loss_B, at_N, len(shard)),
         "grad_norm": _spread(features.grad_norm_B, at_N, len(shard)),
@@ -147,10 +149,26 @@ def build_target_features(
 
 
 def build_influence(target: Target, checkpoint: int, store: Datastore) -> None:
-    """Make what is missing of the influence of the pool on a target under one checkpoint, a shard at a time."""
+    """Make what is missing of the influence of the pool on a target under one checkpoint, a block of rows at a time.
+
+    Shards are committed beside the computing, several at once: waiting for the disk would take longer than the products.
+    """
     folder = target.path / "influence" / str(checkpoint)
-    features_V_D = torch.from_numpy(target_features(target, checkpoint))
-    for shard in store.plan.shards:
-        if shard_notes(folder, shard) is None:
-            influence_N_V = store.tensors(shard)["features"].float() @ features_V_D.T
-            write_shard(folder, shard, {"influence": influence_N_V}, {"target": target.digest})
+    features_D_V = torch.from_numpy(target_features(target, checkpoint)).T
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        commits = []
+        for shard in store.plan.shards:
+            if shard_notes(folder, shard) is None:
+                influence_N_V = torch.empty(len(shard), features_D_V.shape[1])
+                for start, features_n_D in store.blocks(shard):
+                    at = start - shard.start
+                    of_block = influence_N_V[at : at + len(features_n_D)]
+                    torch.mm(torch.from_numpy(features_n_D), features_D_V, out=of_block)
+                tensors, notes = {"influence": influence_N_V}, {"target": target.digest}
+                commits.append(writers.submit(write_shard, folder, shard, tensors, notes))
+        for commit in commits:
+            commit.result()
+
+
+_WRITERS = 8
+"""Shards of influence being committed at a time."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 from siftune.chat.encoder import ChatEncoder, Encoded
 from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.pool import SCHEMA, Pool, read_table
+from siftune.datastore.side_car import fitting_side_car, write_side_car
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example, LeftOut
 from siftune.records.files import digest_of, written_whole
@@ -52,8 +53,12 @@ def build_pool(
         shard = Shard(len(shards), start, start + len(group), digest)
         file = path / f"{shard.name}.arrow"
         found = read_table(file)
-        if found is None or (found.schema.metadata or {}).get(b"digest") != digest.encode():
-            _write(file, _encoded_table(group, start, encoder), digest)
+        if (
+            found is None
+            or (found.schema.metadata or {}).get(b"digest") != digest.encode()
+            or fitting_side_car(file, shard) is None
+        ):
+            _write(file, _encoded_table(group, start, encoder), shard)
         shards.append(shard)
         on_shard(shard)
     ShardPlan(tuple(shards), batch_tokens, encoder.fingerprint, (*read_before, *sources)).write(
@@ -108,8 +113,8 @@ def _encoded_table(group: list[Example | LeftOut], start: int, encoder: ChatEnco
     return pa.Table.from_pylist(records, schema=SCHEMA)
 
 
-def _write(file: Path, table: pa.Table, digest: str) -> None:
-    table = table.replace_schema_metadata({"digest": digest})
+def _write(file: Path, table: pa.Table, shard: Shard) -> None:
+    table = table.replace_schema_metadata({"digest": shard.digest})
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
         written_whole(file) as aside,
@@ -117,3 +122,4 @@ def _write(file: Path, table: pa.Table, digest: str) -> None:
         pa.ipc.new_file(sink, table.schema, options=options) as writer,
     ):
         writer.write_table(table)
+    write_side_car(file, shard, {})

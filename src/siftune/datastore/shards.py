@@ -1,22 +1,22 @@
-"""A shard on disk: a safetensors file, and a side-car that says what it is and holds its checksum.
+"""A shard on disk: a safetensors file, and a side-car that says what it is and holds its checksums.
 
 The side-car is written after the file, so a shard is done when both exist and match: the `digest` of the plan's shard and
-the file's length; everything else is made again. Whoever reads a shard checks its `sha256`, so a flipped bit is found, not used.
+the file's length; everything else is made again. Whoever reads a shard checks its bytes, so a flipped one is found, not used.
 """
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from siftune.datastore.plan import Shard
+from siftune.datastore.side_car import fitting_side_car, is_sound, write_side_car
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_json, sha256_of, write_json, written_whole
+from siftune.records.files import written_whole
 
 
 def shard_file(folder: Path, shard: Shard) -> Path:
@@ -27,31 +27,21 @@ def shard_file(folder: Path, shard: Shard) -> Path:
 def write_shard(folder: Path, shard: Shard, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
     """Commit a shard: tensors first, then the side-car with `notes` (JSON values that rerunning would make again)."""
     file = shard_file(folder, shard)
-    with written_whole(file) as aside:
+    with written_whole(file, lasting=False) as aside:  # the side-car, next in the folder, makes both last
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
-    side_car = {
-        "start": shard.start,
-        "stop": shard.stop,
-        "digest": shard.digest,
-        "bytes": file.stat().st_size,
-        "sha256": sha256_of(file),
-        **notes,
-    }
-    write_json(file.with_suffix(".json"), side_car)
+    write_side_car(file, shard, notes)
 
 
 def shard_notes(folder: Path, shard: Shard) -> dict[str, Any] | None:
     """The side-car of a shard that is done, or None where the shard has to be made."""
-    file = shard_file(folder, shard)
-    if not (file.exists() and file.with_suffix(".json").exists()):
-        return None
-    notes = read_json(file.with_suffix(".json"))
-    done = notes.get("digest") == shard.digest and notes.get("bytes") == file.stat().st_size
-    return notes if done else None
+    return fitting_side_car(shard_file(folder, shard), shard)
 
 
 def read_shard(folder: Path, shard: Shard) -> dict[str, Tensor]:
-    """A shard's tensors. Raises SiftuneError where it is missing, broken or of another pool."""
+    """A shard's tensors, mapped from the file: what is not looked at takes no memory.
+
+    Raises SiftuneError where it is missing, broken or of another pool.
+    """
     file = shard_file(folder, shard)
     notes = shard_notes(folder, shard)
     if notes is None:
@@ -60,14 +50,14 @@ def read_shard(folder: Path, shard: Shard) -> dict[str, Tensor]:
             where=str(file),
             todo="Run the same 'siftune run' again: it is made anew",
         )
-    content = file.read_bytes()
-    if hashlib.sha256(content).hexdigest() != notes["sha256"]:
+    if not is_sound(file, notes):
         raise SiftuneError(
-            "is damaged: its bytes are not those that were written (SHA-256 differs)",
+            "is damaged: its bytes are not those that were written (its checksum differs)",
             where=str(file),
             todo="Remove it and run the same 'siftune run' again: it is made anew",
         )
-    tensors = load(content)
+    with safe_open(file, "pt") as opened:
+        tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     for name, tensor in tensors.items():
         if tensor.dim() and len(tensor) != len(shard):
             raise SiftuneError(
@@ -76,6 +66,3 @@ def read_shard(folder: Path, shard: Shard) -> dict[str, Tensor]:
                 todo="Remove it and run again",
             )
     return tensors
-
-
-TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

@@ -3,6 +3,7 @@
 A shard's tensors have one row for every pool row of its range, in pool order; NaN where the row has no feature:
 
     features         [n, D] in the store's dtype, unit length      row             [n] int64
+    scale            [n] fp32, int8 alone: times `features`
     loss             [n] fp32, mean over trained tokens            grad_norm       [n] fp32, of the gradient
     direction_norm   [n] fp32, before projection                   projection_norm [n] fp32, before normalisation
 """
@@ -18,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from siftune.datastore.plan import Shard, ShardPlan
+from siftune.datastore.quantise import restored, restored_blocks
 from siftune.datastore.shards import read_shard, shard_file, shard_notes
 from siftune.records.errors import SiftuneError
 from siftune.records.files import read_json
@@ -39,12 +41,17 @@ class Datastore:
         return [shard for shard in self.plan.shards if shard_notes(self.path, shard) is None]
 
     def tensors(self, shard: Shard) -> dict[str, Tensor]:
-        """A shard's tensors as stored."""
+        """A shard's tensors as stored, its bytes checked."""
         return read_shard(self.path, shard)
 
     def features(self, shard: Shard) -> np.ndarray:
-        """A shard's features `features_n_D` in fp32; NaN rows have none."""
-        return self.tensors(shard)["features"].float().numpy()
+        """A shard's features `features_n_D` in fp32, whatever the store's dtype; NaN rows have none."""
+        return restored(self.tensors(shard)).numpy()
+
+    def blocks(self, shard: Shard) -> Iterator[tuple[int, np.ndarray]]:
+        """As `features`, some hundred rows at a time: (pool row of the first, `features_n_D`). Memory holds no more than a block."""
+        for start, features_n_D in restored_blocks(self.tensors(shard)):
+            yield shard.start + start, features_n_D.numpy()
 
     def numbers(self, name: str) -> np.ndarray:
         """One number of every pool row, fp32: `loss`, `grad_norm`, `direction_norm` or `projection_norm`."""

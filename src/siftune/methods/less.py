@@ -62,16 +62,16 @@ def centre_of(store: Datastore) -> Centre:
                 return Centre(kept["mean_D"], kept["dot_N"], kept["square_N"])
     total_D, count = np.zeros(0), 0
     for shard in store.plan.shards:
-        features_N_D = store.features(shard)
-        sound_N_D = features_N_D[~np.isnan(features_N_D[:, 0])].astype(np.float64)
-        total_D = sound_N_D.sum(axis=0) + (total_D if total_D.size else 0)
-        count += len(sound_N_D)
+        for _, features_n_D in store.blocks(shard):
+            sound_n_D = features_n_D[~np.isnan(features_n_D[:, 0])].astype(np.float64)
+            total_D = sound_n_D.sum(axis=0) + (total_D if total_D.size else 0)
+            count += len(sound_n_D)
     mean_D = (total_D / max(count, 1)).astype(np.float32)
     dot, square = [], []
     for shard in store.plan.shards:
-        features_N_D = store.features(shard)
-        dot.append(features_N_D @ mean_D)
-        square.append(np.einsum("nd,nd->n", features_N_D, features_N_D))
+        for _, features_n_D in store.blocks(shard):
+            dot.append(features_n_D @ mean_D)
+            square.append(np.einsum("nd,nd->n", features_n_D, features_n_D))
     centre = Centre(mean_D, np.concatenate(dot), np.concatenate(square))
     with written_whole(file) as aside, aside.open("wb") as out:
         np.savez(out, shards=shards, **centre._asdict())

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from siftune.datastore.plan import Shard
 from siftune.datastore.pool import TokenRows
-from siftune.datastore.shards import TORCH_DTYPES
+from siftune.datastore.quantise import row_bytes
 from siftune.model.adopt import checkpoint_folders
 from siftune.model.checkpoint import list_checkpoints
 from siftune.model.hidden import state_size
@@ -236,7 +236,7 @@ class _Costs:
         ):
             probed = self._measured(run, self._tokens, left.features, self._rows_in_a_batch)
         d = self.width = sum(sizes.values()) if recipe.projection == "none" else recipe.features
-        each = d * TORCH_DTYPES[recipe.store_dtype].itemsize + 24  # the row's number and four fp32 beside it
+        each = row_bytes(recipe.store_dtype, d) + 24  # the row's number and four fp32 beside it
         of_targets = left.stores * sum(self.n_target.values()) * (4 * d + 16)
         what = f"gradients, {_times(left.stores, 'checkpoint')}"
         return StagePlan.at_rate(

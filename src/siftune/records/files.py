@@ -18,10 +18,11 @@ from siftune.records.errors import SiftuneError
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     """Yield a path aside `path`; when the block ends without error, it becomes `path` at once.
 
     An error in the block removes what was written aside. A full disk is raised as SiftuneError.
+    lasting: False leaves it to the next file of the folder to make the new name survive a power cut; its content does
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -29,7 +30,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield aside
         fsync(aside)
         os.replace(aside, path)
-        fsync(path.parent)
+        if lasting:
+            fsync(path.parent)
     except Exception as error:
         told = disk_error(error, path)
         if told is error:

@@ -22,7 +22,7 @@ Projection = Literal["sketch", "rademacher", "none"]
 Rule = Literal["by-subtask", "round-robin", "top", "mean"]
 Method = Literal["less", "blend", "rds+", "embed", "bm25", "ltd", "length", "random"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
-StoreDtype = Literal["fp16", "bf16", "fp32"]
+StoreDtype = Literal["int8", "fp16", "bf16", "fp32"]
 Mask = Literal["auto", "generation", "known", "prefix"]
 
 
@@ -122,7 +122,7 @@ class Recipe(BaseModel):
     direction: Direction = Field("sgd", description="the update a pool row would cause")
     projection: Projection = Field("sketch", description="random projection of a direction")
     features: int = Field(8192, ge=1, le=2**20, description="numbers a feature has")
-    store_dtype: StoreDtype = Field("fp16", description="numbers in the datastore")
+    store_dtype: StoreDtype = Field("int8", description="numbers in the datastore")
 
     # Selection
     centre: bool = Field(False, description="subtract the pool's mean feature before comparing")
