@@ -22,6 +22,7 @@ from torch import Tensor
 
 from clock import peak_mib_over, seconds_of
 from record import write_result
+from siftune.datastore.asking import Question
 from siftune.datastore.features_writer import build_influence
 from siftune.datastore.manifest import claim
 from siftune.datastore.plan import Shard, ShardPlan
@@ -77,6 +78,7 @@ def measured(folder: Path, given: argparse.Namespace, store_dtype: StoreDtype) -
     files = [shard_file(store.path, shard) for shard in store.plan.shards]
     resident = unit(BLOCK_ROWS, given.features, torch.Generator().manual_seed(2))
     features_D_V = unit(given.target_rows, given.features, torch.Generator().manual_seed(1)).T
+    question = Question(features_D_V.T.contiguous())
     blocks = sum(-(-len(shard) // BLOCK_ROWS) for shard in store.plan.shards)
 
     def ask() -> None:
@@ -100,8 +102,8 @@ def measured(folder: Path, given: argparse.Namespace, store_dtype: StoreDtype) -
         "reading, CRC-32, SHA-256": lambda: [checksums(file, with_sha256=True) for file in files],
         "conversion": lambda: [None for _ in converted()],
         "conversion and product": lambda: [block @ features_D_V for block in converted()],
-        "reading, CRC-32, conversion, product": lambda: [
-            block @ features_D_V for shard in store.plan.shards for _, block in restored_blocks(read_shard(store.path, shard))
+        "reading, CRC-32, product as stored": lambda: [
+            question.influence(read_shard(store.path, shard)) for shard in store.plan.shards
         ],
     }  # fmt: skip
     ask()  # what is loaded at first use is loaded

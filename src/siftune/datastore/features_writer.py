@@ -13,6 +13,7 @@ from torch import Tensor
 
 from siftune.chat.batches import pad_batch, token_batches
 from siftune.chat.encoder import ChatEncoder
+from siftune.datastore.asking import Question
 from siftune.datastore.claims import shards_to_make
 from siftune.datastore.plan import Shard
 from siftune.datastore.pool import Pool, TokenRows
@@ -154,17 +155,13 @@ def build_influence(target: Target, checkpoint: int, store: Datastore) -> None:
     Shards are committed beside the computing, several at once: waiting for the disk would take longer than the products.
     """
     folder = target.path / "influence" / str(checkpoint)
-    features_D_V = torch.from_numpy(target_features(target, checkpoint)).T
+    question = Question(torch.from_numpy(target_features(target, checkpoint)))
     with ThreadPoolExecutor(_WRITERS) as writers:
         commits = []
         for shard in store.plan.shards:
             if shard_notes(folder, shard) is None:
-                influence_N_V = torch.empty(len(shard), features_D_V.shape[1])
-                for start, features_n_D in store.blocks(shard):
-                    at = start - shard.start
-                    of_block = influence_N_V[at : at + len(features_n_D)]
-                    torch.mm(torch.from_numpy(features_n_D), features_D_V, out=of_block)
-                tensors, notes = {"influence": influence_N_V}, {"target": target.digest}
+                tensors = {"influence": question.influence(store.tensors(shard))}
+                notes = {"target": target.digest}
                 commits.append(writers.submit(write_shard, folder, shard, tensors, notes))
         for commit in commits:
             commit.result()
