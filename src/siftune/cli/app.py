@@ -132,13 +132,15 @@ def told(debug: bool, command: str) -> Iterator[None]:
     import logging
 
     from siftune.records.errors import SiftuneError
+    from siftune.records.stopping import ctrl_c_remembered
     from siftune.records.text import shown
 
     logging.getLogger("bitsandbytes").setLevel(
         logging.ERROR
     )  # it warns at import of kernels that nobody asked for
     try:
-        yield
+        with ctrl_c_remembered():
+            yield
     except SiftuneError as error:
         if debug:
             raise

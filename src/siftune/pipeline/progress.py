@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from siftune.records.stopping import check_stop
 from siftune.records.text import duration, shown
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -31,6 +32,7 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """One line the person should see."""
+        check_stop()
         if not self.quiet:
             style = "dim" if self.console.is_terminal else None
             self.console.print(escape(text), style=style, soft_wrap=not self.console.is_terminal)
@@ -50,7 +52,7 @@ class Reporter:
             title = f"{self.bars.index(title) + 1}/{len(self.bars)} {title}"
         pace = Pace(total, done)
         if self.quiet:
-            yield lambda n: None
+            yield lambda n: check_stop()
         elif self.console.is_terminal:
             wide = self.console.width >= 100
             columns = (
@@ -62,6 +64,7 @@ class Reporter:
                 task = progress.add_task(escape(title), total=total, completed=done)
 
                 def advance(n: int) -> None:
+                    check_stop()
                     pace.advance(n)
                     progress.advance(task, n)
 
@@ -148,6 +151,7 @@ class _Lines:
         self.said = pace.began
 
     def advance(self, n: int) -> None:
+        check_stop()
         self.pace.advance(n)
         if time.monotonic() - self.said >= SECONDS_BETWEEN_LINES and self.pace.done != self.pace.total:
             self.say()

@@ -1,0 +1,41 @@
+"""Ctrl-C that can't get lost.
+
+Python raises it wherever the program happens to be; where that is a library's clean-up, it is printed and forgotten. So it is
+remembered too, and long work asks between its steps.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_asked = threading.Event()
+
+
+@contextmanager
+def ctrl_c_remembered() -> Iterator[None]:
+    """While open, in the main thread: Ctrl-C raises KeyboardInterrupt as ever, and `check_stop` does so again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _asked.clear()
+    before = signal.signal(signal.SIGINT, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _asked.clear()
+
+
+def check_stop() -> None:
+    """Raise KeyboardInterrupt where a person has asked to stop."""
+    if _asked.is_set():
+        raise KeyboardInterrupt
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    _asked.set()
+    raise KeyboardInterrupt
