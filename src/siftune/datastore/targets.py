@@ -93,8 +93,8 @@ def write_target(path: Path, source: str, rows: list[TargetRow], tokens: TokenRo
 
 
 def target_features(target: Target, checkpoint: int) -> np.ndarray:
-    """`features_V_D`, fp32."""
-    return load_file(features_file(target, checkpoint))["features"]
+    """`features_V_D`, fp32, unit length. Raises SiftuneError where a row is not: its bytes are not those that were written."""
+    return _of_unit_length(features_file(target, checkpoint))
 
 
 def missing_influence(target: Target, checkpoint: int, store: Datastore) -> bool:
@@ -143,4 +143,17 @@ def write_target_vectors(target: Target, method: str, vectors_V_H: np.ndarray) -
 
 def target_vectors(target: Target, method: str) -> np.ndarray:
     """`vectors_V_H`, fp32, unit length."""
-    return load_file(vectors_file(target, method))["features"]
+    return _of_unit_length(vectors_file(target, method))
+
+
+def _of_unit_length(file: Path) -> np.ndarray:
+    features_V_D = load_file(file)["features"]
+    length_V = np.linalg.norm(features_V_D.astype(np.float64), axis=1)
+    wrong = np.flatnonzero(~(np.abs(length_V - 1) < 1e-3))
+    if len(wrong):
+        raise SiftuneError(
+            f"is damaged: row {wrong[0] + 1} has length {length_V[wrong[0]]:.3g}, not 1",
+            where=str(file),
+            todo="Remove it and run the same 'siftune run' again: it is made anew",
+        )
+    return features_V_D
