@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from model_helpers import tiny_tokenizer
@@ -28,11 +27,11 @@ from siftune.datastore.pool_writer import build_pool
 from siftune.datastore.quantise import BLOCK_ROWS, quantised, restored, row_bytes
 from siftune.datastore.shards import read_shard, shard_file, write_shard
 from siftune.datastore.store import Datastore
-from siftune.datastore.targets import Target, features_file, read_influence
+from siftune.datastore.targets import Target, features_file, read_influence, target_features, write_numbers
 from siftune.datastore.verify import verify
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
-from siftune.records.files import write_json
+from siftune.records.files import sha256_of, write_json
 from siftune.records.recipe import StoreDtype
 
 DTYPES: tuple[StoreDtype, ...] = get_args(StoreDtype)
@@ -81,8 +80,7 @@ def target_in(path: Path) -> Target:
     about = {"name": "t", "source": "t", "digest": "0", "fingerprint_V": ["f"] * V, "subtask_V": ["a"] * V}
     write_json(path / "target.json", about)
     target = Target.open(path)
-    features_file(target, 1).parent.mkdir()
-    save_file({"features": unit_rows(V, seed=1)}, features_file(target, 1))
+    write_numbers(target, features_file(target, 1), {"features": unit_rows(V, seed=1)})
     return target
 
 
@@ -180,8 +178,9 @@ FILES = [
     "pool/shard-00000.arrow",
     "datastore/less/1/shard-00001.safetensors",
     "targets/t/influence/1/shard-00000.safetensors",
+    "targets/t/features/1.safetensors",
 ]
-ROWS = {"shard-00000": (0, 600), "shard-00001": (600, 700)}
+ROWS = {"shard-00000": (0, 600), "shard-00001": (600, 700), "1": (0, V)}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -196,12 +195,44 @@ ROWS = {"shard-00000": (0, 600), "shard-00001": (600, 700)}
 def test_verify_names_file_and_rows(tmp_path: Path, pool: Pool, name: str, harm, what: str) -> None:
     run = run_of(tmp_path / "run", pool)
     found = verify(run)
-    assert (found.faults, found.without_sum, found.n_files) == ([], [], 6)
+    assert (found.faults, found.without_sum, found.n_files) == ([], [], 7)
     harm(run / name)
     (fault,) = verify(run).faults
     assert fault.file == run / name
     assert (fault.start, fault.stop) == ROWS[Path(name).stem]
     assert fault.what.startswith(what)
+
+
+def test_damaged_features_of_a_target_are_refused_and_old_ones_are_read(tmp_path: Path) -> None:
+    target = target_in(tmp_path / "t")
+    file = features_file(target, 1)
+    np.testing.assert_array_equal(target_features(target, 1), unit_rows(V, seed=1))
+    flip(file)
+    with pytest.raises(SiftuneError, match="damaged"):
+        target_features(target, 1)
+    flip(file)
+    file.with_suffix(".json").unlink()  # as an older siftune left them
+    assert target_features(target, 1).shape == (V, D)
+
+
+def test_verify_finds_another_adapter_and_a_broken_manifest(tmp_path: Path, pool: Pool) -> None:
+    run = run_of(tmp_path / "run", pool)
+    manifest, adapter = (
+        run / "datastore/less/1/manifest.json",
+        run / "checkpoints/1/adapter_model.safetensors",
+    )
+    adapter.parent.mkdir(parents=True)
+    adapter.write_bytes(b"adapter")
+    write_json(manifest, {"checkpoint": {"number": 1, "adapter": sha256_of(adapter)[:32]}})
+    assert verify(run).faults == []
+    flip(adapter)
+    assert [(f.file, f.what) for f in verify(run).faults] == [
+        (adapter, "is not what this datastore was made with")
+    ]
+    adapter.unlink()
+    assert [(f.file, f.what) for f in verify(run).faults] == [(adapter, "is missing")]
+    manifest.write_text('{"a')
+    assert [(f.file, f.what) for f in verify(run).faults] == [(manifest, "is damaged")]
 
 
 def test_verify_looks_at_side_cars_and_manifests(tmp_path: Path, pool: Pool) -> None:
@@ -225,7 +256,7 @@ def test_verify_on_the_command_line(tmp_path: Path, pool: Pool) -> None:
     run = run_of(tmp_path / "run", pool)
     sound = CliRunner().invoke(app, ["datastore", "verify", str(run)])
     assert sound.exit_code == 0
-    assert "6 files" in sound.output
+    assert "7 files" in sound.output
     assert "all sound" in sound.output
     flip(run / FILES[1])
     told = CliRunner().invoke(app, ["datastore", "verify", str(run)])

@@ -19,7 +19,7 @@ app.add_typer(datastore, name="datastore")
 
 @datastore.command("verify")
 def verify_command(run_dir: RunDir, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Read every shard of pool, datastores and influence, and name what is damaged or missing; exit code 1 if anything is."""
+    """Read all shards, targets' features and vectors, adapters, and name what is damaged or missing; exit code 1 if anything is."""
     with told(debug, again()):
         from siftune.datastore.verify import verify
 
@@ -42,7 +42,7 @@ def verify_command(run_dir: RunDir, as_json: AsJson = False, debug: Debug = Fals
         for fault in found.faults:
             typer.echo(f"{fault.file} {fault.what} (rows {fault.start} to {fault.stop - 1})")
         if found.without_sum:
-            typer.echo(f"{len(found.without_sum)} shards of the pool were written without a checksum")
+            typer.echo(f"{len(found.without_sum)} files were written without a checksum and are unchecked")
         faults = f"{len(found.faults)} damaged or missing" if found.faults else "all sound"
         typer.echo(f"{found.n_files} files, {found.n_bytes / 2**20:,.0f} MiB: {faults}")
     if found.faults:
@@ -76,8 +76,12 @@ def export_command(
         from siftune.datastore.pool import Pool
         from siftune.datastore.store import Datastore
         from siftune.records.errors import SiftuneError
+        from siftune.records.names import check_name
 
-        pool, path = Pool(run_dir / "pool"), run_dir / "datastore" / method / str(checkpoint)
+        pool, path = (
+            Pool(run_dir / "pool"),
+            run_dir / "datastore" / check_name(method, "method") / str(checkpoint),
+        )
         if not (path / "manifest.json").exists():
             found = sorted(
                 f"{p.parent.parent.name} {p.parent.name}" for p in run_dir.glob("datastore/*/*/manifest.json")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from siftune.chat.batches import pad_batch, token_batches
@@ -20,10 +19,9 @@ from siftune.datastore.pool import Pool, TokenRows
 from siftune.datastore.quantise import quantised
 from siftune.datastore.shards import shard_notes, write_shard
 from siftune.datastore.store import Datastore
-from siftune.datastore.targets import Target, features_file, target_features
+from siftune.datastore.targets import Target, features_file, target_features, write_numbers
 from siftune.gradients.features import FeatureBatch, FeatureExtractor
 from siftune.records.errors import SiftuneError
-from siftune.records.files import written_whole
 from siftune.records.readers import TargetRow
 from siftune.records.recipe import Direction, StoreDtype
 
@@ -145,8 +143,7 @@ def build_target_features(
         "direction_norm": features.direction_norm_B,
         "projection_norm": features.projection_norm_B,
     }
-    with written_whole(features_file(target, checkpoint)) as aside:
-        save_file(tensors, aside, metadata={"target": target.digest})
+    write_numbers(target, features_file(target, checkpoint), tensors)
 
 
 def build_influence(target: Target, checkpoint: int, store: Datastore) -> None:

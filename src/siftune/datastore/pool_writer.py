@@ -15,7 +15,7 @@ import pyarrow as pa
 from siftune.chat.encoder import ChatEncoder, Encoded
 from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.pool import SCHEMA, Pool, read_table
-from siftune.datastore.side_car import fitting_side_car, write_side_car
+from siftune.datastore.side_car import fitting_side_car, rows_of, write_side_car
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example, LeftOut
 from siftune.records.files import digest_of, written_whole
@@ -56,7 +56,7 @@ def build_pool(
         if (
             found is None
             or (found.schema.metadata or {}).get(b"digest") != digest.encode()
-            or fitting_side_car(file, shard) is None
+            or fitting_side_car(file, digest) is None
         ):
             _write(file, _encoded_table(group, start, encoder), shard)
         shards.append(shard)
@@ -122,4 +122,4 @@ def _write(file: Path, table: pa.Table, shard: Shard) -> None:
         pa.ipc.new_file(sink, table.schema, options=options) as writer,
     ):
         writer.write_table(table)
-    write_side_car(file, shard, {})
+    write_side_car(file, shard.digest, rows_of(shard))

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from siftune.datastore.plan import Shard
-from siftune.datastore.side_car import fitting_side_car, is_sound, write_side_car
+from siftune.datastore.side_car import fitting_side_car, is_sound, rows_of, write_side_car
 from siftune.records.errors import SiftuneError
 from siftune.records.files import written_whole
 
@@ -29,12 +29,12 @@ def write_shard(folder: Path, shard: Shard, tensors: dict[str, Tensor], notes: d
     file = shard_file(folder, shard)
     with written_whole(file, lasting=False) as aside:  # the side-car, next in the folder, makes both last
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
-    write_side_car(file, shard, notes)
+    write_side_car(file, shard.digest, {**rows_of(shard), **notes})
 
 
 def shard_notes(folder: Path, shard: Shard) -> dict[str, Any] | None:
     """The side-car of a shard that is done, or None where the shard has to be made."""
-    return fitting_side_car(shard_file(folder, shard), shard)
+    return fitting_side_car(shard_file(folder, shard), shard.digest)
 
 
 def read_shard(folder: Path, shard: Shard) -> dict[str, Tensor]:

@@ -1,4 +1,6 @@
-"""The side-car of a shard: a small JSON file beside it, written after it, that says what it is and holds its checksums.
+"""The side-car of a file: a small JSON file beside it, written after it, that says what it is and holds its checksums.
+
+Every shard has one, and every file of a target's features and vectors.
 
 `crc32` is checked at every reading: it finds any change within four neighbouring bytes, for a third of what SHA-256 costs.
 `sha256` is checked by `siftune datastore verify`.
@@ -18,27 +20,24 @@ _CHUNK = 2**18
 """Bytes hashed at a time: few enough to stay in the processor's cache."""
 
 
-def write_side_car(file: Path, shard: Shard, notes: dict[str, Any]) -> None:
-    """Commit a shard that lies in `file`; `notes` are JSON values that rerunning would make again."""
+def write_side_car(file: Path, digest: str, notes: dict[str, Any]) -> None:
+    """Commit `file`. digest: of what it was made for; notes: JSON values that rerunning would make again."""
     crc32, sha256 = checksums(file, with_sha256=True)
-    side_car = {
-        "start": shard.start,
-        "stop": shard.stop,
-        "digest": shard.digest,
-        "bytes": file.stat().st_size,
-        "crc32": crc32,
-        "sha256": sha256,
-        **notes,
-    }
-    write_json(file.with_suffix(".json"), side_car)
+    sums = {"digest": digest, "bytes": file.stat().st_size, "crc32": crc32, "sha256": sha256}
+    write_json(file.with_suffix(".json"), {**sums, **notes})
 
 
-def fitting_side_car(file: Path, shard: Shard) -> dict[str, Any] | None:
-    """The side-car of a shard that is done, or None where file or side-car lack or aren't of this shard and length."""
+def rows_of(shard: Shard) -> dict[str, int]:
+    """What the side-car of a shard says of its rows."""
+    return {"start": shard.start, "stop": shard.stop}
+
+
+def fitting_side_car(file: Path, digest: str) -> dict[str, Any] | None:
+    """The side-car of a file that is done, or None where file or side-car lack or aren't of this digest and length."""
     if not (file.exists() and file.with_suffix(".json").exists()):
         return None
     notes = read_json(file.with_suffix(".json"))
-    done = notes.get("digest") == shard.digest and notes.get("bytes") == file.stat().st_size
+    done = notes.get("digest") == digest and notes.get("bytes") == file.stat().st_size
     return notes if done else None
 
 

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from siftune.datastore.pool import TokenRows
 from siftune.datastore.shards import read_shard, shard_notes
+from siftune.datastore.side_car import fitting_side_car, is_sound, write_side_car
 from siftune.datastore.store import Datastore
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
@@ -93,8 +94,8 @@ def write_target(path: Path, source: str, rows: list[TargetRow], tokens: TokenRo
 
 
 def target_features(target: Target, checkpoint: int) -> np.ndarray:
-    """`features_V_D`, fp32, unit length. Raises SiftuneError where a row is not: its bytes are not those that were written."""
-    return _of_unit_length(features_file(target, checkpoint))
+    """`features_V_D`, fp32, unit length. Raises SiftuneError where the file is damaged."""
+    return _numbers(target, features_file(target, checkpoint))
 
 
 def missing_influence(target: Target, checkpoint: int, store: Datastore) -> bool:
@@ -137,23 +138,29 @@ def write_target_vectors(target: Target, method: str, vectors_V_H: np.ndarray) -
             where=target.source,
             todo="Remove that row, or check the model",
         )
-    with written_whole(vectors_file(target, method)) as aside:
-        save_file({"features": np.ascontiguousarray(vectors_V_H)}, aside, metadata={"target": target.digest})
+    write_numbers(target, vectors_file(target, method), {"features": np.ascontiguousarray(vectors_V_H)})
 
 
 def target_vectors(target: Target, method: str) -> np.ndarray:
-    """`vectors_V_H`, fp32, unit length."""
-    return _of_unit_length(vectors_file(target, method))
+    """`vectors_V_H`, fp32, unit length. Raises SiftuneError where the file is damaged."""
+    return _numbers(target, vectors_file(target, method))
 
 
-def _of_unit_length(file: Path) -> np.ndarray:
-    features_V_D = load_file(file)["features"]
-    length_V = np.linalg.norm(features_V_D.astype(np.float64), axis=1)
-    wrong = np.flatnonzero(~(np.abs(length_V - 1) < 1e-3))
-    if len(wrong):
-        raise SiftuneError(
-            f"is damaged: row {wrong[0] + 1} has length {length_V[wrong[0]]:.3g}, not 1",
-            where=str(file),
-            todo="Remove it and run the same 'siftune run' again: it is made anew",
-        )
-    return features_V_D
+def write_numbers(target: Target, file: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Commit numbers of a target's rows: its features under a checkpoint, or its vectors."""
+    with written_whole(file, lasting=False) as aside:
+        save_file(tensors, aside, metadata={"target": target.digest})
+    write_side_car(file, target.digest, {})
+
+
+def _numbers(target: Target, file: Path) -> np.ndarray:
+    """Features or vectors of a target, their bytes checked; those that an older siftune wrote have no side-car to check them by."""
+    if file.with_suffix(".json").exists():
+        notes = fitting_side_car(file, target.digest)
+        if notes is None or not is_sound(file, notes):
+            raise SiftuneError(
+                "is damaged: its bytes are not those that were written (length or checksum differs)",
+                where=str(file),
+                todo="Remove it and run the same 'siftune run' again: it is made anew",
+            )
+    return load_file(file)["features"]

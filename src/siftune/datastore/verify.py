@@ -1,4 +1,8 @@
-"""Is what a run keeps still what was written? Every shard of pool, datastores and influence: there, of its length, of its SHA-256."""
+"""Is what a run keeps still what was written?
+
+Every shard of pool, datastores and influence, and every file of targets' features and vectors: there, of its length, of its SHA-256;
+the adapter and Adam's moments that a datastore says it was made with: still those.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from siftune.datastore.plan import Shard
 from siftune.datastore.pool import Pool
 from siftune.datastore.side_car import checksums
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_json
+from siftune.records.files import read_json, sha256_of
 
 
 class Fault(NamedTuple):
-    """A file that is damaged or missing, and the pool rows (`start` up to but not including `stop`) that it holds."""
+    """A file that is damaged or missing, and the rows (`start` up to but not including `stop`) of pool or target that rest on it."""
 
     file: Path
     start: int
@@ -23,7 +26,7 @@ class Fault(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """What was found. Files are counted with missing ones; `without_sum` were written by a siftune that kept no checksum of the pool."""
+    """What was found. Files are counted with missing ones; `without_sum` were written by a siftune that kept no checksum of them."""
 
     n_files: int
     n_bytes: int
@@ -36,16 +39,27 @@ def verify(run: Path) -> Verified:
     plan = Pool(run / "pool").plan
     faults, without_sum, n_files, n_bytes = list[Fault](), list[Path](), 0, 0
     for folder in _folders(run):
-        if folder.parent.parent == run / "datastore" and not (folder / "manifest.json").exists():
-            faults.append(Fault(folder / "manifest.json", 0, plan.n_rows, "is missing"))
+        if folder.parent.parent == run / "datastore":
+            found = [Fault(file, 0, plan.n_rows, what) for file, what in _faults_of_origin(run, folder)]
+            faults += found
         for shard in plan.shards:
             file = folder / f"{shard.name}.{'arrow' if folder == run / 'pool' else 'safetensors'}"
             n_files += 1
             n_bytes += file.stat().st_size if file.exists() else 0
             if file.suffix == ".arrow" and file.exists() and not file.with_suffix(".json").exists():
                 without_sum.append(file)
-            elif what := _fault(file, shard):
+            elif what := _fault(file, shard.digest):
                 faults.append(Fault(file, shard.start, shard.stop, what))
+    for folder in sorted(about.parent for about in run.glob("targets/*/target.json")):
+        target = read_json(folder / "target.json")
+        kept = [*folder.glob("features/*.*"), *folder.glob("vectors/*.*")]  # numbers and side-cars
+        for file in sorted({found.with_suffix(".safetensors") for found in kept}):
+            n_files += 1
+            n_bytes += file.stat().st_size if file.exists() else 0
+            if file.exists() and not file.with_suffix(".json").exists():
+                without_sum.append(file)
+            elif what := _fault(file, target["digest"]):
+                faults.append(Fault(file, 0, len(target["subtask_V"]), what))
     return Verified(n_files, n_bytes, faults, without_sum)
 
 
@@ -56,8 +70,26 @@ def _folders(run: Path) -> Iterator[Path]:
         yield from sorted(folder for folder in run.glob(pattern) if folder.is_dir())
 
 
-def _fault(file: Path, shard: Shard) -> str | None:
-    """What is wrong with a shard's file, or None."""
+def _faults_of_origin(run: Path, store: Path) -> Iterator[tuple[Path, str]]:
+    """What is wrong with a store's manifest, and with the checkpoint that it names."""
+    if not (store / "manifest.json").exists():
+        yield store / "manifest.json", "is missing"
+        return
+    try:
+        made_with = read_json(store / "manifest.json").get("checkpoint") or {}
+    except SiftuneError:
+        yield store / "manifest.json", "is damaged"
+        return
+    for key, name in (("adapter", "adapter_model.safetensors"), ("adam", "adam_state.safetensors")):
+        file = run / "checkpoints" / store.name / name
+        if key in made_with and not file.exists():
+            yield file, "is missing"
+        elif key in made_with and sha256_of(file)[:32] != made_with[key]:
+            yield file, "is not what this datastore was made with"
+
+
+def _fault(file: Path, made_for: str) -> str | None:
+    """What is wrong with a file that has a side-car, made for the shard or target of a digest, or None."""
     if not file.exists():
         return "is missing"
     if not file.with_suffix(".json").exists():
@@ -67,8 +99,8 @@ def _fault(file: Path, shard: Shard) -> str | None:
         digest, length, sha256 = notes["digest"], notes["bytes"], notes["sha256"]
     except (SiftuneError, KeyError, TypeError):
         return "has a damaged side-car"
-    if digest != shard.digest:
-        return "is of another pool"
+    if digest != made_for:
+        return "is of another pool or target"
     if length != file.stat().st_size:
         return f"is damaged: it has {file.stat().st_size} bytes, {length} were written"
     if checksums(file, with_sha256=True)[1] != sha256:
