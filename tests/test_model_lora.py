@@ -255,6 +255,10 @@ UNSUPPORTED: dict[str, tuple[Any, str]] = {
         lambda: get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["embed_tokens"])),
         "embedding",
     ),
+    "output head": (
+        lambda: get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj", "lm_head"])),
+        "output head",
+    ),
     "experts": (
         lambda: get_peft_model(_mixtral(), LoraConfig(target_parameters=["experts.gate_up_proj"])),
         "MoE experts",

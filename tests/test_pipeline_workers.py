@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +19,10 @@ from siftune.datastore.claims import shards_to_make
 from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.shards import write_shard
 from siftune.pipeline import crew
-from siftune.pipeline.machine import shard_threads
+from siftune.pipeline.machine import settled
 from siftune.pipeline.run import run
+from siftune.pipeline.rundir import read_run_recipe
+from siftune.records.errors import SiftuneError
 
 PLAN = ShardPlan(
     tuple(Shard(k, 10 * k, 10 * k + 10, f"digest {k}") for k in range(3)), 512, "encoder", ("a",)
@@ -66,14 +67,16 @@ def test_workers_that_join_and_one_that_is_killed(given: dict[str, Any], alone: 
         for _ in range(2)
     ]
     end = time.monotonic() + 60
-    while not list(out.glob("datastore/less/2/shard-*.claim")):
+    while not (held := [file for file in out.glob("datastore/less/2/*.claim") if file.stat().st_size]):
         assert time.monotonic() < end
-        assert workers[0].poll() is None
+        assert all(worker.poll() is None for worker in workers)
         time.sleep(0.001)
-    workers[0].send_signal(signal.SIGKILL)
-    text, _ = workers[1].communicate(timeout=120)
-    assert workers[1].returncode == 0, text.decode()
-    workers[0].communicate()
+    holder = int(held[0].read_text(encoding="utf-8").split()[-1])  # in the middle of that shard
+    killed, other = sorted(workers, key=lambda worker: worker.pid != holder)
+    killed.send_signal(signal.SIGKILL)
+    text, _ = other.communicate(timeout=120)
+    assert other.returncode == 0, text.decode()
+    killed.communicate()
     run(recipe(given, workers=1), out)
     assert digests(out, *LASTING) == digests(alone, *LASTING)
 
@@ -108,12 +111,14 @@ def test_what_a_living_process_holds_is_waited_for(tmp_path: Path, monkeypatch: 
     held = tmp_path / f"{PLAN.shards[1].name}.claim"
     held.write_text(f"{platform.node()} {os.getpid()}\n", encoding="utf-8")
     monkeypatch.setattr(claims.time, "sleep", lambda seconds: made(tmp_path, PLAN.shards[1]))
-    seen, rows = [], []
-    for shard in shards_to_make(tmp_path, PLAN, rows.append):
+    seen, rows, waits = [], [], []
+    for shard in shards_to_make(tmp_path, PLAN, rows.append, waits.append):
         seen.append(shard)
         made(tmp_path, shard)
     assert seen == [PLAN.shards[0], PLAN.shards[2]]
     assert rows == [10]
+    assert len(waits) == 1
+    assert str(os.getpid()) in waits[0]
 
 
 @pytest.mark.parametrize("who", ["dead process", "silent machine", "nobody"])
@@ -133,9 +138,22 @@ def test_void_claims_are_taken_over(who: str, tmp_path: Path) -> None:
     assert first == PLAN.shards[0]
 
 
-def test_threads_are_shared_out_by_the_recipe_alone(given: dict[str, Any]) -> None:
-    for threads, workers, each in ((4, 2, 2), (2, 2, 1), (1, 3, 1), (4, None, 4)):
-        assert shard_threads(recipe(given, threads=threads, workers=workers, device="cpu")) == each
+def test_threads_are_shared_out_once(given: dict[str, Any]) -> None:
+    for threads, workers, each in ((4, 2, 2), (2, 2, 1), (1, 3, 1), (4, None, 1)):
+        found, _ = settled(recipe(given, threads=threads, workers=workers, device="cpu"))
+        assert (found.workers, found.worker_threads) == (workers or threads, each)
+
+
+def test_a_run_goes_on_with_other_workers_and_the_same_threads_each(
+    given: dict[str, Any], alone: Path, tmp_path: Path
+) -> None:
+    run(recipe(given, workers=1), tmp_path / "run", until="warmup")
+    run(recipe(given, workers=2), tmp_path / "run")
+    found = read_run_recipe(tmp_path / "run")
+    assert (found.workers, found.worker_threads) == (2, 1)
+    assert digests(tmp_path / "run", *LASTING) == digests(alone, *LASTING)
+    with pytest.raises(SiftuneError, match="worker_threads"):
+        run(recipe(given, worker_threads=2), tmp_path / "run")
 
 
 def test_a_worker_whose_leader_is_gone_stops(
@@ -148,4 +166,3 @@ def test_a_worker_whose_leader_is_gone_stops(
     with pytest.raises(LeaderGoneError):
         work(tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.claim"))
-    shutil.rmtree(tmp_path / "run")

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.shards import shard_file, shard_notes
 
@@ -23,12 +25,17 @@ EXPIRY, BEAT, POLL = 300.0, 20.0, 0.5
 
 
 def shards_to_make(
-    folder: Path, plan: ShardPlan, on_rows: Callable[[int], None] = lambda rows: None
+    folder: Path,
+    plan: ShardPlan,
+    on_rows: Callable[[int], None] = lambda rows: None,
+    on_wait: Callable[[str], None] = lambda what: None,
 ) -> Iterator[Shard]:
     """Shards of `folder` for the caller to make, each claimed until the next is asked for; ends when all are done.
 
-    Waits for those that other processes hold; `on_rows` is told the rows of shards that they finished meanwhile.
+    Waits for those that other processes hold; `on_rows` is told the rows of shards that they finished meanwhile,
+    `on_wait`, once, what is waited for.
     """
+    waited = False
     folder.mkdir(parents=True, exist_ok=True)
     missing = [shard for shard in plan.shards if shard_notes(folder, shard) is None]
     while missing:
@@ -45,8 +52,20 @@ def shards_to_make(
         if by_others:
             on_rows(by_others)
         if left and mine is None:
+            if not waited:
+                on_wait(_held(folder, left[0]))
+            waited = True
             time.sleep(POLL)
         missing = left
+
+
+def _held(folder: Path, shard: Shard) -> str:
+    claim = shard_file(folder, shard).with_suffix(".claim")
+    holder = claim.read_text(encoding="utf-8").strip() if claim.exists() else ""
+    who = f"another process ({holder or 'just gone'})"
+    return (
+        f"waiting for {claim.name}, which {who} holds; it is void after {EXPIRY / 60:.0f} minutes of silence"
+    )
 
 
 @contextmanager
@@ -90,13 +109,13 @@ def _void(claim: Path) -> bool:
 
 
 def _alive(pid: int) -> bool:
+    """A process that was killed and that its parent hasn't asked about yet is dead."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
+    except psutil.AccessDenied:
         return True
-    return True
 
 
 def _keep(claim: Path, over: threading.Event) -> None:
@@ -104,5 +123,5 @@ def _keep(claim: Path, over: threading.Event) -> None:
     while not over.wait(BEAT):
         try:
             os.utime(claim)
-        except FileNotFoundError:
+        except OSError:  # the claim is gone, or its disk: it will expire, which costs time only
             return

@@ -34,14 +34,15 @@ def build_datastore(
     direction: Direction,
     store_dtype: StoreDtype,
     on_rows: Callable[[int], None] = lambda rows: None,
+    on_wait: Callable[[str], None] = lambda what: None,
 ) -> Datastore:
     """Make what is missing of a checkpoint's features, beside other processes if there are any.
 
-    `on_rows` is told how many rows each step finished, those that others made among them.
+    `on_rows` is told how many rows each step finished, those that others made among them; `on_wait` what is waited for.
 
     The manifest has been claimed before (`siftune.datastore.manifest.claim`).
     """
-    for shard in shards_to_make(path, pool.plan, on_rows):
+    for shard in shards_to_make(path, pool.plan, on_rows, on_wait):
         rows = pool.token_rows(shard)
         features = features_of(rows, extractor, direction, pool.plan.batch_tokens, on_rows)
         on_rows(len(shard) - len(rows.row_N))

@@ -41,9 +41,15 @@ Embed = Callable[[Shard, OnRows], ShardVectors]
 """Makes a shard's vectors and tells how many rows each step finished."""
 
 
-def build_vectors(path: Path, pool: Pool, embed: Embed, on_rows: OnRows = lambda rows: None) -> Datastore:
+def build_vectors(
+    path: Path,
+    pool: Pool,
+    embed: Embed,
+    on_rows: OnRows = lambda rows: None,
+    on_wait: Callable[[str], None] = lambda what: None,
+) -> Datastore:
     """Make what is missing of a method's vectors. The manifest has been claimed before (`siftune.datastore.manifest.claim`)."""
-    for shard in shards_to_make(path, pool.plan, on_rows):
+    for shard in shards_to_make(path, pool.plan, on_rows, on_wait):
         row_N, vectors_N_H = embed(shard, on_rows)
         on_rows(len(shard) - len(row_N))
         features_N_H = np.full((len(shard), vectors_N_H.shape[1]), np.nan, np.float32)

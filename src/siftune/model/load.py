@@ -22,10 +22,6 @@ from transformers.utils import logging
 
 from siftune.records.errors import SiftuneError
 
-# oneDNN, which multiplies matrices on CPUs, keeps a thousand compiled products, one for every shape that it met: hundreds of
-# megabytes where batches are of many shapes. A batch needs some thirty, and needs them in every layer.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-
 Dtype = Literal["fp32", "bf16", "fp16"]
 TORCH_DTYPE: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,6 +43,9 @@ def load_model(
     Raises SiftuneError for anything that isn't there, isn't whole or isn't supported.
     """
     device = device or torch.device("cpu")
+    # oneDNN, which multiplies matrices on CPUs, keeps a thousand compiled products, one for every shape that it met: hundreds
+    # of megabytes where batches are of many shapes. A batch needs some thirty, and needs them in every layer.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     folder = _local_folder(model)
     if folder is not None:
         _check_folder(folder)

@@ -7,6 +7,7 @@ from typing import Any
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
+from transformers import PreTrainedModel
 
 from siftune.records.errors import SiftuneError
 
@@ -59,9 +60,12 @@ def check_supported(model: nn.Module) -> None:
         raise _refused(f"several adapters ({', '.join(model.peft_config)}) are not supported", None)
     adapter = model.active_adapters[0]
     check_config(model.peft_config[adapter])
-    layers = 0
+    base = model.get_base_model()
+    layers, head = 0, base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
+            if module is head:
+                raise _refused("LoRA on the output head is not supported", name)
             layers += _check_layer(name, module, adapter)
     if layers == 0:
         raise _refused("the adapter has no LoRA layer", None)

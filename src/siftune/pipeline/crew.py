@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,12 +76,12 @@ class Crew:
             )
         self.wanted = n
         for k in range(1, n + 1):
-            descriptor, log = tempfile.mkstemp(prefix="siftune-worker-", suffix=".log")
+            log = self.session.path / f".worker-{k}.log.part"  # one left behind goes with the next command
             environment = {**os.environ, "SIFTUNE_STARTED_BY": str(os.getpid())}
             if on_gpus:
                 visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
                 environment["CUDA_VISIBLE_DEVICES"] = visible[k] if k < len(visible) else str(k)
-            with os.fdopen(descriptor, "wb") as file:
+            with log.open("wb") as file:
                 command = [sys.executable, "-m", "siftune", "worker", str(self.session.path), "--quiet"]
                 process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-            self.processes.append((process, Path(log)))
+            self.processes.append((process, log))

@@ -25,12 +25,10 @@ def settled(recipe: Recipe) -> tuple[Recipe, list[str]]:
     if positions is not None and positions < recipe.max_length:
         changes["max_length"] = positions
         notes.append(f"max_length {positions}: all the positions that the model has")
-    if recipe.threads is None:
-        changes["threads"] = torch.get_num_threads()  # all cores, or what OMP_NUM_THREADS says
-    if recipe.workers is None:
-        on_gpus = device.type == "cuda" and recipe.device is None
-        by_default = torch.cuda.device_count() if on_gpus else changes.get("threads", recipe.threads)
-        changes["workers"] = by_default if on_gpus or device.type == "cpu" else 1
+    threads = recipe.threads or torch.get_num_threads()  # all cores, or what OMP_NUM_THREADS says
+    workers = recipe.workers or _workers(recipe, device, threads)
+    each = recipe.worker_threads or (max(1, threads // workers) if device.type == "cpu" else threads)
+    changes |= {"threads": threads, "workers": workers, "worker_threads": each}
     return recipe.with_settings(changes), notes
 
 
@@ -55,17 +53,18 @@ def pin(recipe: Recipe) -> None:
         torch.set_num_threads(recipe.threads)
 
 
-def shard_threads(recipe: Recipe) -> int:
-    """CPU threads of each process that makes shards."""
-    threads = recipe.threads or 1
-    return threads if device_of(recipe).type != "cpu" else max(1, threads // (recipe.workers or 1))
+def _workers(recipe: Recipe, device: torch.device, threads: int) -> int:
+    """One for every GPU, unless one was named; on a CPU, where a model gains little from threads, one for every thread."""
+    if device.type == "cuda":
+        return 1 if recipe.device else torch.cuda.device_count()
+    return threads if device.type == "cpu" else 1
 
 
 @contextmanager
 def threads_of_shards(recipe: Recipe) -> Iterator[None]:
     """While open, this process computes with the threads of one that makes shards."""
     before = torch.get_num_threads()
-    torch.set_num_threads(shard_threads(recipe))
+    torch.set_num_threads(recipe.worker_threads or before)
     try:
         yield
     finally:

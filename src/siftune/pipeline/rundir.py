@@ -35,7 +35,7 @@ CHOICE = (
 )
 """Settings of a choice. A run's recipe keeps those of its first; each selection records its own."""
 
-FREE = {"target", "device", "no_text", *CHOICE} - {"seed"}
+FREE = {"target", "device", "workers", "no_text", *CHOICE} - {"seed"}
 """Settings that change nothing that is already made: choosing again, elsewhere, for something else."""
 
 OPEN = (None, "auto", ["auto"], [], {})

@@ -103,6 +103,7 @@ def make_pool_features(
         direction=session.recipe.direction,
         store_dtype=session.recipe.store_dtype,
         on_rows=on_rows,
+        on_wait=session.reporter.note,
     )
 
 

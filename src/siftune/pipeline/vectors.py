@@ -41,7 +41,7 @@ def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows
         if rows:
             done = pool.plan.n_rows - rows
             with session.reporter.bar(vectors_title(name), pool.plan.n_rows, "rows", done) as advance:
-                build_vectors(path, pool, embed, crew.watching(advance, rows))
+                build_vectors(path, pool, embed, crew.watching(advance, rows), session.reporter.note)
         for target, tokens in new:
             write_target_vectors(target, name, of_target(target, tokens))
         if cut():
@@ -55,7 +55,7 @@ def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows
 def make_pool_vectors(session: Session, on_rows: Callable[[int], None]) -> None:
     """Make what is missing of the pool's vectors, beside other workers."""
     with _way(session) as (embed, *_):
-        build_vectors(session.vectors_path(), session.pool, embed, on_rows)
+        build_vectors(session.vectors_path(), session.pool, embed, on_rows, session.reporter.note)
 
 
 @contextmanager

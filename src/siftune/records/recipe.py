@@ -179,6 +179,11 @@ class Recipe(BaseModel):
         ge=1,
         description="processes that make features; default one per visible GPU, or one per CPU thread",
     )
+    worker_threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of each of them; default `threads` shared out to the first `workers`",
+    )
     batch_tokens: int | None = Field(None, ge=1, description="padded tokens in a batch of gradients")
     shard_rows: int = Field(256, ge=1, le=100_000, description="pool rows in a shard: the unit of work")
 
