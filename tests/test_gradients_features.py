@@ -266,3 +266,13 @@ def test_short_attention_of_a_16_bit_model_runs_in_fp32() -> None:
     assert wide.dtype == wide_slope.dtype == untouched.dtype == torch.bfloat16
     torch.testing.assert_close(wide, plain, rtol=2e-2, atol=2e-2)
     torch.testing.assert_close(wide_slope, plain_slope, rtol=5e-2, atol=5e-2)
+
+
+def test_recomputed_layers_of_a_16_bit_model_attend_as_they_did() -> None:
+    model = trained_lora("llama")
+    model.get_base_model().to(torch.bfloat16)
+    some = rows()
+    stored, again = (
+        extractor(model, gradient_checkpointing=on)(*padded(some), "sgd").features_B_D for on in (False, True)
+    )
+    np.testing.assert_array_equal(again, stored)

@@ -138,6 +138,21 @@ def test_batch_counts_tokens_whatever_the_micro_batch_and_checkpointing(arch: st
             torch.testing.assert_close(other[0].exp_avg[name], moment, rtol=1e-3, atol=1e-6)
 
 
+def test_checkpointing_of_a_16_bit_model_changes_nothing(tmp_path: Path) -> None:
+    found = [
+        _train(
+            tmp_path / str(on) / "checkpoints",
+            base=tiny_model("llama").to(torch.bfloat16),
+            epochs=1,
+            lora=LoraSettings(rank=4, alpha=8.0),
+            gradient_checkpointing=on,
+        )
+        for on in (False, True)
+    ]
+    for name, moment in found[0][0].exp_avg.items():
+        torch.testing.assert_close(found[1][0].exp_avg[name], moment)
+
+
 def test_loss_is_the_mean_over_trained_tokens(tmp_path: Path) -> None:
     seen: list[float] = []
     _train(

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from siftune.model.attention import recomputed
 from siftune.records.errors import SiftuneError
 
 Sink = Callable[[str, Tensor], None]
@@ -149,7 +150,9 @@ def layers_checkpointed(model: nn.Module, on: bool) -> Iterator[None]:
             todo="Leave gradient_checkpointing off for this model",
         )
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        block.forward = partial(
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, context_fn=recomputed
+        )
     try:
         yield
     finally:

@@ -33,13 +33,8 @@ class ShortAttentionInFp32(TorchFunctionMode):
         if func is scaled_dot_product_attention and torch.is_grad_enabled():
             query = args[0]
             if query.device.type == "cpu" and query.dtype != torch.float32 and query.shape[-2] <= SHORT:
-                wide = [
-                    x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in args
-                ]
-                named = {
-                    name: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-                    for name, x in (kwargs or {}).items()
-                }
+                wide = [_wide(x) for x in args]
+                named = {name: _wide(x) for name, x in (kwargs or {}).items()}
                 return func(*wide, **named).to(query.dtype)
         return func(*args, **(kwargs or {}))
 
@@ -56,3 +51,8 @@ def quick_attention(model: PreTrainedModel) -> AbstractContextManager[object]:
         and model.config._attn_implementation == "sdpa"
     )
     return ShortAttentionInFp32() if gains else nullcontext()
+
+
+def recomputed() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+    """`context_fn` of torch's gradient checkpointing: a backward pass drops modes, so blocks that run again open this one anew."""
+    return nullcontext(), ShortAttentionInFp32()

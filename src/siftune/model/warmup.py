@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import PrinterCallback
 
 from siftune.model.adopt import adopt
-from siftune.model.attention import quick_attention
+from siftune.model.attention import quick_attention, recomputed
 from siftune.model.checkpoint import Checkpoint, list_checkpoints
 from siftune.model.load import quiet_transformers
 from siftune.model.lora import adapter_on, add_lora, seed_32
@@ -223,7 +223,7 @@ def _arguments(work: Path, settings: dict[str, Any], *, steps: int, on_cpu: bool
         seed=seed_32(settings["seed"]),
         data_seed=seed_32(settings["seed"]),
         gradient_checkpointing=settings["gradient_checkpointing"],
-        gradient_checkpointing_kwargs={"use_reentrant": False}
+        gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": recomputed}
         if settings["gradient_checkpointing"]
         else None,
         save_strategy="epoch",
