@@ -11,6 +11,7 @@ import pytest
 from model_helpers import tiny_model, tiny_tokenizer
 from pipeline_helpers import pool_rows
 from siftune.chat.encoder import ChatEncoder
+from siftune.datastore.careful import Care
 from siftune.datastore.features_writer import encode_target
 from siftune.datastore.manifest import claim
 from siftune.datastore.plan import Shard
@@ -95,9 +96,9 @@ def test_a_restart_makes_only_what_is_missing_and_the_same_bytes(tmp_path: Path)
     embed = embed_states(pool, tiny_model("llama"), "position")
     asked: list[int] = []
 
-    def counted(shard: Shard, on_rows: OnRows) -> ShardVectors:
+    def counted(shard: Shard, care: Care, on_rows: OnRows) -> ShardVectors:
         asked.append(shard.number)
-        return embed(shard, on_rows)
+        return embed(shard, care, on_rows)
 
     def add(rows: int) -> None:
         done[0] += rows
@@ -111,7 +112,7 @@ def test_a_restart_makes_only_what_is_missing_and_the_same_bytes(tmp_path: Path)
 def test_rows_without_a_vector_are_told_with_their_reason(tmp_path: Path) -> None:
     pool = pool_of(tmp_path / "pool", shard_rows=10)
 
-    def embed(shard: Shard, on_rows: OnRows) -> ShardVectors:
+    def embed(shard: Shard, care: Care, on_rows: OnRows) -> ShardVectors:
         rows = pool.token_rows(shard).row_N
         return ShardVectors(rows, np.where(rows[:, None] == 12, np.nan, np.ones((1, 4), np.float32)))
 
@@ -151,7 +152,7 @@ def test_influence_is_the_cosine_and_equal_rows_tie(tmp_path: Path) -> None:
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     vectors[8] = np.nan
 
-    def embed(shard: Shard, on_rows: OnRows) -> ShardVectors:
+    def embed(shard: Shard, care: Care, on_rows: OnRows) -> ShardVectors:
         return ShardVectors(np.arange(shard.start, shard.stop), vectors[shard.start : shard.stop])
 
     target = vectors[[0, 11, 14]]

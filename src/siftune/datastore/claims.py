@@ -2,7 +2,8 @@
 
 A claim is a file that is created exclusively and touched while the work goes on. One that was not touched for EXPIRY seconds, or
 whose process on this machine is gone, counts no more. Claims only save work: whoever makes a shard writes the same bytes, so a
-claim that is lost or doubled costs time and nothing else.
+claim that is lost or doubled costs time and nothing else. A process that slept past its claim's end finds the other's name in it
+and leaves it alone. That a process died over a shard is noted by who takes it over (`siftune.datastore.trouble`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,8 @@ import psutil
 
 from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.shards import shard_file, shard_notes
+from siftune.datastore.trouble import Trouble
+from siftune.records.files import disk_error
 
 EXPIRY, BEAT, POLL = 300.0, 20.0, 0.5
 """Seconds: after which an untouched claim is void, between touches, between looks at what others still hold."""
@@ -29,22 +32,25 @@ def shards_to_make(
     plan: ShardPlan,
     on_rows: Callable[[int], None] = lambda rows: None,
     on_wait: Callable[[str], None] = lambda what: None,
-) -> Iterator[Shard]:
+) -> Generator[Shard, None, None]:
     """Shards of `folder` for the caller to make, each claimed until the next is asked for; ends when all are done.
 
     Waits for those that other processes hold; `on_rows` is told the rows of shards that they finished meanwhile,
     `on_wait`, once, what is waited for.
     """
     waited = False
-    folder.mkdir(parents=True, exist_ok=True)
+    with _disk_told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     missing = [shard for shard in plan.shards if shard_notes(folder, shard) is None]
     while missing:
         mine: Shard | None = None
         for shard in missing:
             with _claimed(folder, shard) as held:
-                if held and shard_notes(folder, shard) is None:
-                    mine = shard
-                    yield shard
+                if held:
+                    if shard_notes(folder, shard) is None:
+                        mine = shard
+                        yield shard
+                    Trouble.of(folder, shard).over()
             if mine:
                 break
         left = [shard for shard in missing if shard_notes(folder, shard) is None]
@@ -61,50 +67,83 @@ def shards_to_make(
 
 def _held(folder: Path, shard: Shard) -> str:
     claim = shard_file(folder, shard).with_suffix(".claim")
-    holder = claim.read_text(encoding="utf-8").strip() if claim.exists() else ""
-    who = f"another process ({holder or 'just gone'})"
+    who = f"another process ({_holder(claim) or 'just gone'})"
     return (
         f"waiting for {claim.name}, which {who} holds; it is void after {EXPIRY / 60:.0f} minutes of silence"
     )
+
+
+def held_by_another(claim: Path) -> bool:
+    """Is there such a claim, and does it count?"""
+    return claim.exists() and not _void(claim)
 
 
 @contextmanager
 def _claimed(folder: Path, shard: Shard) -> Iterator[bool]:
     """Whether the shard is this process's to make while the block lasts."""
     claim = shard_file(folder, shard).with_suffix(".claim")
-    if not _taken(claim):
+    left_by = _holder(claim) if _void(claim) else None
+    with _disk_told(claim):
+        if left_by is not None:
+            _remove(claim, left_by)
+        taken = _taken(claim)
+    if not taken:
         yield False
         return
     over = threading.Event()
     beat = threading.Thread(target=_keep, args=(claim, over), daemon=True)
     beat.start()
     try:
+        if left_by is not None:
+            Trouble.of(folder, shard).died()
         yield True
     finally:
         over.set()
         beat.join()
-        claim.unlink(missing_ok=True)
+        with _disk_told(claim):
+            _remove(claim, _me())
+
+
+def _me() -> str:
+    return f"{platform.node()} {os.getpid()}"
 
 
 def _taken(claim: Path) -> bool:
-    if claim.exists() and _void(claim):
-        claim.unlink(missing_ok=True)
     try:
         descriptor = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(f"{platform.node()} {os.getpid()}\n")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(f"{_me()}\n")
+    except OSError:  # a full disk; an empty claim would keep everybody waiting
+        claim.unlink(missing_ok=True)
+        raise
     return True
+
+
+def _holder(claim: Path) -> str | None:
+    """Who holds a claim, as `machine pid`; None where there is none, "" from one that is just being written."""
+    try:
+        return claim.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+
+
+def _remove(claim: Path, of: str) -> None:
+    """Remove a claim, unless it is somebody else's by now."""
+    if _holder(claim) == of:
+        claim.unlink(missing_ok=True)
 
 
 def _void(claim: Path) -> bool:
     """Is whoever made the claim gone, or silent for too long?"""
+    holder = _holder(claim)
     try:
         age = time.time() - claim.stat().st_mtime
-        host, _, pid = claim.read_text(encoding="utf-8").strip().rpartition(" ")
     except FileNotFoundError:
         return False
+    host, _, pid = (holder or "").rpartition(" ")
     return age > EXPIRY or (host == platform.node() and pid.isdigit() and not _alive(int(pid)))
 
 
@@ -122,6 +161,19 @@ def _keep(claim: Path, over: threading.Event) -> None:
     """Touch the claim until the work is over, or somebody has taken the claim away."""
     while not over.wait(BEAT):
         try:
+            if _holder(claim) != _me():
+                return
             os.utime(claim)
         except OSError:  # the claim is gone, or its disk: it will expire, which costs time only
             return
+
+
+@contextmanager
+def _disk_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        told = disk_error(error, path)
+        if told is error:
+            raise
+        raise told from error

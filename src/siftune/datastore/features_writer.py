@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from siftune.chat.batches import pad_batch, token_batches
 from siftune.chat.encoder import ChatEncoder
 from siftune.datastore.asking import Question
-from siftune.datastore.claims import shards_to_make
+from siftune.datastore.careful import Care, fill_tokens
+from siftune.datastore.making import OnFailure, make_shards
 from siftune.datastore.plan import Shard
 from siftune.datastore.pool import Pool, TokenRows
 from siftune.datastore.quantise import quantised
@@ -35,6 +35,7 @@ def build_datastore(
     store_dtype: StoreDtype,
     on_rows: Callable[[int], None] = lambda rows: None,
     on_wait: Callable[[str], None] = lambda what: None,
+    failing: OnFailure | None = None,
 ) -> Datastore:
     """Make what is missing of a checkpoint's features, beside other processes if there are any.
 
@@ -42,18 +43,27 @@ def build_datastore(
 
     The manifest has been claimed before (`siftune.datastore.manifest.claim`).
     """
-    for shard in shards_to_make(path, pool.plan, on_rows, on_wait):
+
+    def make(shard: Shard, care: Care) -> None:
         rows = pool.token_rows(shard)
-        features = features_of(rows, extractor, direction, pool.plan.batch_tokens, on_rows)
+        features = features_of(rows, extractor, direction, pool.plan.batch_tokens, on_rows, care)
         on_rows(len(shard) - len(rows.row_N))
-        write_features(path, shard, rows, features, store_dtype)
+        write_features(path, shard, rows, features, store_dtype, care)
+
+    make_shards(path, pool, make, failing or OnFailure(), on_rows, on_wait)
     return Datastore(path, pool.plan)
 
 
 def write_features(
-    path: Path, shard: Shard, rows: TokenRows, features: FeatureBatch, store_dtype: StoreDtype
+    path: Path,
+    shard: Shard,
+    rows: TokenRows,
+    features: FeatureBatch,
+    store_dtype: StoreDtype,
+    care: Care | None = None,
 ) -> None:
-    """Commit a shard's features, those of its scorable `rows`; the other rows are NaN."""
+    """Commit a shard's features, those of its scorable `rows`; the other rows are NaN. care: what became of failures"""
+    care = care or Care()
     at_N = rows.row_N - shard.start
     tensors = {
         **quantised(_spread(features.features_B_D, at_N, len(shard)), store_dtype),
@@ -63,8 +73,9 @@ def write_features(
         "direction_norm": _spread(features.direction_norm_B, at_N, len(shard)),
         "projection_norm": _spread(features.projection_norm_B, at_N, len(shard)),
     }
-    reasons = {str(rows.row_N[b]): reason for b, reason in _reasons(features).items()}
-    write_shard(path, shard, tensors, {"without_feature": reasons})
+    row_N = rows.row_N.tolist()
+    reasons = {str(row_N[b]): care.reasons.get(row_N[b], reason) for b, reason in _reasons(features).items()}
+    write_shard(path, shard, tensors, {"without_feature": reasons, **care.notes()})
 
 
 def features_of(
@@ -73,15 +84,16 @@ def features_of(
     direction: Direction,
     batch_tokens: int,
     on_rows: Callable[[int], None] = lambda rows: None,
+    care: Care | None = None,
 ) -> FeatureBatch:
-    """Features of token rows in their order, made in batches of like lengths."""
+    """Features of token rows in their order, made in batches of like lengths; NaN for those that failed, which `care` knows."""
     n, d = len(rows.row_N), extractor.projector.n_features
-    whole = FeatureBatch(np.empty((n, d), np.float32), *(np.empty(n, np.float32) for _ in range(4)))
-    for batch in token_batches([len(ids) for ids in rows.token_ids], batch_tokens):
-        ids_B_T, trained_B_T, _ = pad_batch([(rows.token_ids[i], rows.trained[i]) for i in batch], pad_id=0)
-        for all_rows, of_batch in zip(whole, extractor(ids_B_T, trained_B_T, direction), strict=True):
-            all_rows[batch] = of_batch
-        on_rows(len(batch))
+    whole = FeatureBatch(*(np.full(shape, np.nan, np.float32) for shape in ((n, d), n, n, n, n)))
+
+    def make(ids_B_T: np.ndarray, trained_B_T: np.ndarray, _: np.ndarray) -> FeatureBatch:
+        return extractor(ids_B_T, trained_B_T, direction)
+
+    fill_tokens(care or Care(), whole, rows, make, batch_tokens, on_rows)
     return whole
 
 
@@ -130,10 +142,12 @@ def build_target_features(
     batch_tokens: int,
 ) -> None:
     """Make a target's features under a checkpoint (direction `sgd`: the raw gradient)."""
-    features = features_of(tokens, extractor, "sgd", batch_tokens)
+    care = Care(f"the target {target.name!r}", lambda v: f"{target.source}, row {v + 1}")
+    features = features_of(tokens, extractor, "sgd", batch_tokens, care=care)
     for v in np.flatnonzero(np.isnan(features.features_B_D[:, 0])).tolist():
+        why = care.reasons.get(v, f"loss {features.loss_B[v]}")
         raise SiftuneError(
-            f"row {v + 1} of the target {target.name!r} has no gradient at checkpoint {checkpoint} (loss {features.loss_B[v]})",
+            f"row {v + 1} of the target {target.name!r} has no gradient at checkpoint {checkpoint} ({why})",
             where=target.source,
             todo="Remove that row, or check the model",
         )

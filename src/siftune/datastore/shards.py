@@ -25,7 +25,12 @@ def shard_file(folder: Path, shard: Shard) -> Path:
 
 
 def write_shard(folder: Path, shard: Shard, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
-    """Commit a shard: tensors first, then the side-car with `notes` (JSON values that rerunning would make again)."""
+    """Commit a shard: tensors first, then the side-car with `notes` (JSON values that rerunning would make again).
+
+    Where it is done already the first commit stands: a process that slept past its claim's end changes nothing.
+    """
+    if shard_notes(folder, shard) is not None:
+        return
     file = shard_file(folder, shard)
     with written_whole(file, lasting=False) as aside:  # the side-car, next in the folder, makes both last
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)

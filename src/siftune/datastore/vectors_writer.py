@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from siftune.chat.batches import pad_batch, token_batches
-from siftune.datastore.claims import shards_to_make
+from siftune.datastore.careful import Care, Work, fill_tokens
+from siftune.datastore.making import OnFailure, make_shards
 from siftune.datastore.plan import Shard
 from siftune.datastore.pool import Pool, TokenRows
 from siftune.datastore.shards import write_shard
@@ -37,8 +37,8 @@ class ShardVectors(NamedTuple):
 
 Encoder = Callable[[list[str], OnRows], np.ndarray]
 """Texts to unit vectors [n, H] (`siftune.model.sentence.SentenceEncoder`)."""
-Embed = Callable[[Shard, OnRows], ShardVectors]
-"""Makes a shard's vectors and tells how many rows each step finished."""
+Embed = Callable[[Shard, Care, OnRows], ShardVectors]
+"""Makes a shard's vectors, with care, and tells how many rows each step finished."""
 
 
 def build_vectors(
@@ -47,10 +47,12 @@ def build_vectors(
     embed: Embed,
     on_rows: OnRows = lambda rows: None,
     on_wait: Callable[[str], None] = lambda what: None,
+    failing: OnFailure | None = None,
 ) -> Datastore:
     """Make what is missing of a method's vectors. The manifest has been claimed before (`siftune.datastore.manifest.claim`)."""
-    for shard in shards_to_make(path, pool.plan, on_rows, on_wait):
-        row_N, vectors_N_H = embed(shard, on_rows)
+
+    def make(shard: Shard, care: Care) -> None:
+        row_N, vectors_N_H = embed(shard, care, on_rows)
         on_rows(len(shard) - len(row_N))
         features_N_H = np.full((len(shard), vectors_N_H.shape[1]), np.nan, np.float32)
         features_N_H[row_N - shard.start] = vectors_N_H
@@ -59,29 +61,44 @@ def build_vectors(
             "features": torch.from_numpy(features_N_H),
             "row": torch.arange(shard.start, shard.stop),
         }
-        write_shard(
-            path, shard, tensors, {"without_feature": {str(r): "the vector is not finite" for r in without}}
-        )
+        reasons = {str(row): care.reasons.get(row, "the vector is not finite") for row in without}
+        write_shard(path, shard, tensors, {"without_feature": reasons, **care.notes()})
+
+    make_shards(path, pool, make, failing or OnFailure(), on_rows, on_wait)
     return Datastore(path, pool.plan)
 
 
 def embed_states(pool: Pool, model: PreTrainedModel, weighting: Weighting) -> Embed:
     """Vectors of pool rows from a causal model's hidden states, over the tokens that the pool holds."""
 
-    def embed(shard: Shard, on_rows: OnRows) -> ShardVectors:
+    def embed(shard: Shard, care: Care, on_rows: OnRows) -> ShardVectors:
         rows = pool.token_rows(shard)
-        return ShardVectors(rows.row_N, states_of(rows, model, weighting, pool.plan.batch_tokens, on_rows))
+        vectors_N_H = states_of(rows, model, weighting, pool.plan.batch_tokens, on_rows, care)
+        return ShardVectors(rows.row_N, vectors_N_H)
 
     return embed
 
 
 def embed_texts(pool: Pool, encoder: Encoder) -> Embed:
-    """Vectors of pool rows from a sentence encoder, over the text of all turns."""
+    """Vectors of pool rows from a sentence encoder, over the text of all turns. It makes its own batches: a shard is one here."""
 
-    def embed(shard: Shard, on_rows: OnRows) -> ShardVectors:
-        texts = pool.texts(shard)
-        row_N = np.array([row for row, text in enumerate(texts, shard.start) if text is not None], np.int64)
-        return ShardVectors(row_N, encoder([text for text in texts if text is not None], on_rows))
+    def embed(shard: Shard, care: Care, on_rows: OnRows) -> ShardVectors:
+        found = pool.texts(shard)
+        row_N = np.array([row for row, text in enumerate(found, shard.start) if text is not None], np.int64)
+        texts = [text for text in found if text is not None]
+        whole: list[np.ndarray] = []
+
+        def make(some: list[str]) -> list[np.ndarray]:
+            made = encoder(some, lambda rows: on_rows(0))  # they count once the shard has them
+            if not whole:  # how wide they are is known now
+                whole.append(np.full((len(texts), made.shape[1]), np.nan, np.float32))
+            return [made]
+
+        work = Work(whole, row_N, texts, make, lambda text, other: other)
+        care.fill(work, [list(range(len(texts)))] if texts else [], on_rows)
+        if not whole:
+            whole.append(np.full((len(texts), encoder([], on_rows).shape[1]), np.nan, np.float32))
+        return ShardVectors(row_N, whole[0])
 
     return embed
 
@@ -92,11 +109,13 @@ def states_of(
     weighting: Weighting,
     batch_tokens: int,
     on_rows: OnRows = lambda rows: None,
+    care: Care | None = None,
 ) -> np.ndarray:
-    """Unit vectors [n, H] of token rows in their order, made in batches of like lengths."""
-    vectors_N_H = np.empty((len(rows.row_N), state_size(model)), np.float32)
-    for batch in token_batches([len(ids) for ids in rows.token_ids], batch_tokens):
-        ids_B_T, _, lengths_B = pad_batch([(rows.token_ids[i], rows.trained[i]) for i in batch], pad_id=0)
-        vectors_N_H[batch] = pooled_states(model, ids_B_T, lengths_B, weighting)
-        on_rows(len(batch))
+    """Unit vectors [n, H] of token rows in their order, made in batches of like lengths; NaN for those that failed, which `care` knows."""
+    vectors_N_H = np.full((len(rows.row_N), state_size(model)), np.nan, np.float32)
+
+    def make(ids_B_T: np.ndarray, _: np.ndarray, lengths_B: np.ndarray) -> list[np.ndarray]:
+        return [pooled_states(model, ids_B_T, lengths_B, weighting)]
+
+    fill_tokens(care or Care(), [vectors_N_H], rows, make, batch_tokens, on_rows)
     return vectors_N_H

@@ -155,9 +155,22 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _remove_left_overs(path: Path) -> None:
-    """What writers that were killed left aside; whoever holds the lock knows that they are dead."""
+    """What writers that were killed left aside. Whoever holds the lock knows that they are dead, but for workers: a shard of theirs
+    is being written while its claim counts.
+    """
+    from siftune.datastore.claims import held_by_another
+
     for left in list(path.rglob(".*.part")):
+        shard = left.name[1:].partition(".")[0]
+        if held_by_another(left.with_name(f"{shard}.claim")):
+            continue
         if left.is_dir():
             shutil.rmtree(left)
         else:
             left.unlink(missing_ok=True)
+    for pattern in ("*.claim", "*.trouble.json"):
+        for left in path.glob(f"datastore/*/*/{pattern}"):
+            shard = left.with_name(left.name.partition(".")[0])
+            made = shard.with_suffix(".json").exists() and shard.with_suffix(".safetensors").exists()
+            if made and not held_by_another(shard.with_suffix(".claim")):
+                left.unlink(missing_ok=True)

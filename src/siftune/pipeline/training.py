@@ -29,6 +29,7 @@ from siftune.model.load import load_model, quiet_transformers
 from siftune.model.lora import adapted_layers, adapter_on, add_lora, lora_parameters
 from siftune.model.probe import mean_gradients
 from siftune.model.warmup import LoraSettings, default_batch, warm_up, warmup_rows
+from siftune.pipeline.apart import on_failure
 from siftune.pipeline.crew import Crew
 from siftune.pipeline.machine import device_of, pin, threads_of_shards
 from siftune.pipeline.progress import Reporter
@@ -93,9 +94,13 @@ def make_features(session: Session, targets: Mapping[str, tuple[Target, TokenRow
 
 
 def make_pool_features(
-    session: Session, checkpoint: int, extractor: FeatureExtractor, on_rows: Callable[[int], None]
+    session: Session,
+    checkpoint: int,
+    extractor: FeatureExtractor,
+    on_rows: Callable[[int], None],
+    only: str | None = None,
 ) -> None:
-    """Make what is missing of the pool's features under one checkpoint, beside other workers."""
+    """Make what is missing of the pool's features under one checkpoint, beside other workers. only: that shard, for who holds it"""
     build_datastore(
         session.store_path(checkpoint),
         session.pool,
@@ -104,6 +109,7 @@ def make_pool_features(
         store_dtype=session.recipe.store_dtype,
         on_rows=on_rows,
         on_wait=session.reporter.note,
+        failing=on_failure(session, only),
     )
 
 

@@ -17,6 +17,7 @@ from siftune.datastore.targets import Target, kept_rows, vectors_file, write_tar
 from siftune.datastore.vectors_writer import Embed, build_vectors, embed_states, embed_texts, states_of
 from siftune.model.load import quiet_transformers
 from siftune.model.sentence import SentenceEncoder
+from siftune.pipeline.apart import on_failure
 from siftune.pipeline.crew import Crew
 from siftune.pipeline.machine import device_of, threads_of_shards
 from siftune.pipeline.session import Session
@@ -41,7 +42,8 @@ def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows
         if rows:
             done = pool.plan.n_rows - rows
             with session.reporter.bar(vectors_title(name), pool.plan.n_rows, "rows", done) as advance:
-                build_vectors(path, pool, embed, crew.watching(advance, rows), session.reporter.note)
+                told = crew.watching(advance, rows)
+                build_vectors(path, pool, embed, told, session.reporter.note, on_failure(session))
         for target, tokens in new:
             write_target_vectors(target, name, of_target(target, tokens))
         if cut():
@@ -52,10 +54,11 @@ def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows
     session.update_index()
 
 
-def make_pool_vectors(session: Session, on_rows: Callable[[int], None]) -> None:
-    """Make what is missing of the pool's vectors, beside other workers."""
+def make_pool_vectors(session: Session, on_rows: Callable[[int], None], only: str | None = None) -> None:
+    """Make what is missing of the pool's vectors, beside other workers. only: that shard, for who holds it"""
+    path, pool, note = session.vectors_path(), session.pool, session.reporter.note
     with _way(session) as (embed, *_):
-        build_vectors(session.vectors_path(), session.pool, embed, on_rows, session.reporter.note)
+        build_vectors(path, pool, embed, on_rows, note, on_failure(session, only))
 
 
 @contextmanager

@@ -18,21 +18,23 @@ from siftune.pipeline.vectors import make_pool_vectors
 from siftune.records.errors import SiftuneError
 
 
-class LeaderGoneError(Exception):
-    """The process that started this one has ended before its time."""
+class LeaderGoneError(BaseException):
+    """The process that started this one has ended before its time. As Ctrl-C, it is no failure of the work that it ends."""
 
 
-def work(path: Path, reporter: Reporter | None = None) -> None:
+def work(path: Path, reporter: Reporter | None = None, only: Path | None = None) -> None:
     """Make shards of features, and of vectors where the method compares them, until none of the run is missing.
 
     Any number of processes and machines that see the directory may do so at once; which of them makes a shard changes nothing
     in it. Raises SiftuneError where the run has no checkpoints yet.
+
+    only: `datastore/less/2/shard-00012`: that shard alone, for the process that holds it and started this one
     """
     recipe = read_run_recipe(path)
     session = Session(path, recipe, reporter or Reporter(), recipe)
     if not (path / "pool" / "plan.json").exists():
         raise SiftuneError("has not read its pool yet", where=str(path), todo="Start it: siftune run")
-    n_rows = session.pool.plan.n_rows
+    n_rows, shard = session.pool.plan.n_rows, only.name if only else None
     if recipe.method in GRADED:
         checkpoints = list_checkpoints(path)
         if not checkpoints:
@@ -42,21 +44,23 @@ def work(path: Path, reporter: Reporter | None = None) -> None:
                 todo="Wait for its warm-up",
             )
         for checkpoint in checkpoints:
-            if missing := _missing(session, session.store_path(checkpoint.number)):
+            if missing := _missing(session, session.store_path(checkpoint.number), only):
                 title = gradients_title(checkpoint.number, len(checkpoints))
                 with (
                     feature_extractor(session, checkpoint) as extractor,
                     session.reporter.bar(title, n_rows, "rows", n_rows - missing) as advance,
                 ):
-                    make_pool_features(session, checkpoint.number, extractor, _led(advance))
-    if recipe.method in VECTORED and (missing := _missing(session, session.vectors_path())):
+                    make_pool_features(session, checkpoint.number, extractor, _led(advance), shard)
+    if recipe.method in VECTORED and (missing := _missing(session, session.vectors_path(), only)):
         title = vectors_title(session.vectors_name())
         with session.reporter.bar(title, n_rows, "rows", n_rows - missing) as advance:
-            make_pool_vectors(session, _led(advance))
+            make_pool_vectors(session, _led(advance), shard)
 
 
-def _missing(session: Session, folder: Path) -> int:
-    """Rows of shards that aren't there yet."""
+def _missing(session: Session, folder: Path, only: Path | None) -> int:
+    """Rows of shards that aren't there yet and are wanted here."""
+    if only and session.path / only.parent != folder:
+        return 0
     if not (folder / "manifest.json").exists():
         return session.pool.plan.n_rows
     return sum(len(shard) for shard in Datastore(folder, session.pool.plan).missing())

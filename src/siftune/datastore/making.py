@@ -1,0 +1,68 @@
+"""Making what is missing of a store, shard by shard, beside other processes: what features and vectors share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from siftune.datastore.careful import Care, Told
+from siftune.datastore.claims import shards_to_make
+from siftune.datastore.plan import Shard
+from siftune.datastore.pool import Pool
+from siftune.datastore.shards import shard_notes
+from siftune.datastore.trouble import DEATHS, Trouble
+
+
+@dataclass(frozen=True)
+class OnFailure:
+    """What whoever makes shards does where one fails.
+
+    told:  is told of it, for the screen and the log
+    apart: makes a shard in processes of its own, where processes died over it; None makes it here
+    only:  the one shard to make, by name: this is such a process, and who started it holds the claim
+    """
+
+    told: Told = lambda event, **details: None
+    apart: Callable[[Path, Shard], None] | None = None
+    only: str | None = None
+
+
+def make_shards(
+    path: Path,
+    pool: Pool,
+    make: Callable[[Shard, Care], None],
+    failing: OnFailure,
+    on_rows: Callable[[int], None],
+    on_wait: Callable[[str], None],
+) -> None:
+    """Call `make` for every shard of `path` that is missing and that no other process makes."""
+
+    def careful(shard: Shard) -> Care:
+        def where(row: int) -> str:
+            return pool.table(shard, ["where"])["where"][row - shard.start].as_py()
+
+        name, trouble = str(path / shard.name), Trouble.of(path, shard)
+        return Care(name, where, failing.told, trouble, watched=failing.only is not None)
+
+    if failing.only is not None:
+        for shard in pool.plan.shards:
+            if shard.name == failing.only:
+                make(shard, careful(shard))
+        return
+    with closing(shards_to_make(path, pool.plan, on_rows, on_wait)) as shards:
+        for shard in shards:
+            if failing.apart and _kills(path, shard):
+                failing.apart(path, shard)
+                on_rows(len(shard))
+            else:
+                make(shard, careful(shard))
+
+
+def _kills(path: Path, shard: Shard) -> bool:
+    """Have processes died over this shard, here or in another store of the run?"""
+    if Trouble.of(path, shard).deaths >= DEATHS:
+        return True
+    others = (folder for folder in path.parent.parent.glob("*/*") if folder != path)
+    return any("ended_processes" in (shard_notes(folder, shard) or {}) for folder in others)
