@@ -19,6 +19,7 @@ from siftune.datastore.store import Datastore
 from siftune.datastore.targets import Target, missing_influence, read_influence
 from siftune.records.errors import SiftuneError
 from siftune.records.files import read_json
+from siftune.records.names import check_name
 from siftune.records.readers import TargetRow
 from siftune.selection.rules import scores_of
 from siftune.selection.selection import Selection
@@ -105,7 +106,7 @@ class Material:
 
     def target(self, name: str) -> Target:
         if name not in self._targets:
-            self._targets[name] = Target.open(self.path / "targets" / name)
+            self._targets[name] = Target.open(self.path / "targets" / check_name(name, "target"))
         return self._targets[name]
 
     def scores_by_checkpoint(self, name: str) -> dict[int, np.ndarray]:
