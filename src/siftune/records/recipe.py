@@ -286,5 +286,8 @@ def _check_secrets(settings: dict[str, Any], where: str) -> None:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no number of thousands of digits
+        return "this number"
     return text if len(text) <= 80 else text[:77] + "…"
