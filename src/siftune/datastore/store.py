@@ -25,6 +25,19 @@ from siftune.records.errors import SiftuneError
 from siftune.records.files import read_object
 
 
+def checkpoint_weight(checkpoint: Path) -> float:
+    """The learning-rate weight w of a checkpoint folder of the run. SiftuneError where it says none."""
+    file = checkpoint / "checkpoint.json"
+    weight = read_object(file, "weight")["weight"]
+    if not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
+        raise SiftuneError(
+            f"the weight {str(weight)[:40]!r} is none",
+            where=str(file),
+            todo="Start a new run with another --out",
+        )
+    return float(weight)
+
+
 class Datastore:
     """Opens the features of one checkpoint for reading. NumPy goes out."""
 

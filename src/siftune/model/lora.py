@@ -241,7 +241,8 @@ def _read_config(folder: Path) -> PeftConfig:
 
 def _check_rank(config: PeftConfig, tensors: dict[str, Tensor], folder: Path) -> None:
     """Is the rank one that the file's tensors have? Asked before layers of that rank are made."""
-    ranks = [getattr(config, "r", None), *(getattr(config, "rank_pattern", None) or {}).values()]
+    pattern = getattr(config, "rank_pattern", None) or {}
+    ranks = [getattr(config, "r", None), *(pattern.values() if isinstance(pattern, dict) else [pattern])]
     most = max((max(tensor.shape, default=0) for tensor in tensors.values()), default=0)
     for rank in ranks:
         if type(rank) is not int or not 0 < rank <= most:

@@ -167,11 +167,15 @@ def _load(folder: Path) -> tuple[dict[int, dict[str, Any]], list[dict[str, Any]]
 
 def _are_groups(groups: Any) -> bool:
     """Parameter groups: dicts that number their parameters."""
-    return isinstance(groups, list) and all(
-        isinstance(group, dict)
-        and isinstance(numbers := group.get("params"), list)
-        and all(type(number) is int for number in numbers)
-        for group in groups
+    return (
+        isinstance(groups, list)
+        and bool(groups)
+        and all(
+            isinstance(group, dict)
+            and isinstance(numbers := group.get("params"), list)
+            and all(type(number) is int for number in numbers)
+            for group in groups
+        )
     )
 
 
