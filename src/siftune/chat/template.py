@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from siftune.records.deadline import within
 from siftune.records.example import Message
 
 Span = tuple[int, int]
@@ -50,6 +51,10 @@ _DATE_MACRO = (
 )
 
 
+RENDER_SECONDS = 10.0
+"""For one conversation. A template is a program of the model's author, and may loop for ever."""
+
+
 class RenderError(Exception):
     """The template would not render a conversation; the message is a reason for people."""
 
@@ -75,14 +80,15 @@ class Renderer:
         self, messages: list[Message], tools: list[Any] | None, *, prompt: bool, marks: bool
     ) -> tuple[str, list[Span]]:
         try:
-            texts, spans = render_jinja_template(
-                conversations=[messages],
-                tools=tools,
-                chat_template=self._pinned,
-                add_generation_prompt=prompt,
-                return_assistant_tokens_mask=marks,
-                **self._special_tokens,  # pyright: ignore[reportArgumentType]
-            )
+            with within(RENDER_SECONDS):
+                texts, spans = render_jinja_template(
+                    conversations=[messages],
+                    tools=tools,
+                    chat_template=self._pinned,
+                    add_generation_prompt=prompt,
+                    return_assistant_tokens_mask=marks,
+                    **self._special_tokens,  # pyright: ignore[reportArgumentType]
+                )
         # A template is a foreign program: it may raise anything, and what it raises is the row's reason.
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]

@@ -126,12 +126,22 @@ def closing(result: RunResult, as_json: bool, until: str = "selection", report: 
         show(result, until, report=report)
 
 
+def say(text: str) -> None:
+    """Print a result that names files or quotes data."""
+    from siftune.records.text import shown
+
+    typer.echo(shown(text, keep="\n"))
+
+
 @contextmanager
 def told(debug: bool, command: str) -> Iterator[None]:
-    """Errors as sentences (exit 2), Ctrl-C with how to go on (exit 130)."""
+    """Errors as sentences (exit 2), Ctrl-C with how to go on (exit 130). With `debug` errors keep their traceback."""
     import logging
 
+    from click import ClickException
+
     from siftune.records.errors import SiftuneError
+    from siftune.records.secrets import without_secrets
     from siftune.records.stopping import ctrl_c_remembered
     from siftune.records.text import shown
 
@@ -151,11 +161,26 @@ def told(debug: bool, command: str) -> Iterator[None]:
             raise
         from siftune.records.files import disk_error
 
-        typer.echo(f"error: {disk_error(error, Path(error.filename or '.'))}", err=True)
+        what = without_secrets(str(disk_error(error, Path(os.fsdecode(error.filename or ".")))))
+        typer.echo(f"error: {shown(what)}", err=True)
+        raise typer.Exit(2) from None
+    except (ClickException, typer.Exit, typer.Abort):
+        raise
+    # Files that siftune never wrote, under names that it gives, can be wrong in more ways than anybody has thought of
+    except Exception as error:
+        if debug:
+            raise
+        what = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))
+        typer.echo(
+            f"error: siftune did not expect this: {shown(what[:500])}. If what it read is sound, please report it;"
+            " the same command with --debug says where it happened",
+            err=True,
+        )
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo(
-            f"\nStopped. What is finished is kept; go on with the same command:\n  {command}", err=True
+            f"\nStopped. What is finished is kept; go on with the same command:\n  {shown(without_secrets(command))}",
+            err=True,
         )
         # Not sys.exit: worker threads of libraries must not hold a person who asked to stop
         sys.stderr.flush()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from siftune.cli.app import again, app, reporter, told
+from siftune.cli.app import again, app, reporter, say, told
 from siftune.cli.options import DATA, AsJson, Debug, NoText, Quiet, RunDir, Texts, option
 
 
@@ -57,4 +57,4 @@ def report(
             from siftune.reports.terminal import show
 
             show(written.facts)
-        typer.echo(f"report         {written.page}")
+        say(f"report         {written.page}")

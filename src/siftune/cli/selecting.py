@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from siftune.cli.app import again, app, closing, only_given, reporter, settings_of, told, until_stage
+from siftune.cli.app import again, app, closing, only_given, reporter, say, settings_of, told, until_stage
 from siftune.cli.options import (
     DATA,
     MACHINE,
@@ -256,7 +256,7 @@ def append(
                 json.dumps({"run": str(run_dir), "rows_appended": rows, "next": [again_with]}, indent=2)
             )
         else:
-            typer.echo(f"{rows:,} rows appended. Choose again: {again_with}")
+            say(f"{rows:,} rows appended. Choose again: {again_with}")
 
 
 @app.command()

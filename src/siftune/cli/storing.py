@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from siftune.cli.app import again, app, told
+from siftune.cli.app import again, app, say, told
 from siftune.cli.options import DATA, AsJson, Debug, RunDir
 
 datastore = typer.Typer(
@@ -40,7 +40,7 @@ def verify_command(run_dir: RunDir, as_json: AsJson = False, debug: Debug = Fals
         typer.echo(json.dumps(values, indent=2))
     else:
         for fault in found.faults:
-            typer.echo(f"{fault.file} {fault.what} (rows {fault.start} to {fault.stop - 1})")
+            say(f"{fault.file} {fault.what} (rows {fault.start} to {fault.stop - 1})")
         if found.without_sum:
             typer.echo(f"{len(found.without_sum)} files were written without a checksum and are unchecked")
         faults = f"{len(found.faults)} damaged or missing" if found.faults else "all sound"
@@ -92,4 +92,4 @@ def export_command(
                 todo="Choose one of these: --method METHOD --checkpoint N",
             )
         rows, width = export(pool, Datastore(path, pool.plan), to, dtype=dtype)
-        typer.echo(f"{to}: {rows:,} rows, {width:,} numbers each")
+        say(f"{to}: {rows:,} rows, {width:,} numbers each")

@@ -14,11 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from siftune.datastore.pool import Pool
-from siftune.records.files import digest_of, written_whole
+from siftune.datastore.plan import ShardPlan
+from siftune.datastore.pool import SCHEMA, Pool
+from siftune.records.errors import SiftuneError
+from siftune.records.files import check_regular, digest_of, written_whole
 from siftune.records.text import without_quotes
 
 _KEPT = ["row", "id", "source", "fingerprint", "n_tokens", "n_trained", "status", "reason", "mask", "where"]
+_COLUMNS = pa.schema(
+    [*(SCHEMA.field(name) for name in _KEPT if name != "where"), pa.field("in_warmup", pa.bool_())]
+)
 
 
 def write_index(
@@ -37,7 +42,7 @@ def write_index(
     file = run / "pool" / "index.parquet"
     digests = [shard.digest for shard in pool.plan.shards]
     made_of = digest_of([digests, list(warmup_rows), sorted(without_feature.items()), with_text])
-    if file.exists() and (pq.read_schema(file).metadata or {}).get(b"made_of") == made_of.encode():
+    if _made_of(file) == made_of.encode():
         return
     in_warmup = np.zeros(pool.plan.n_rows, dtype=bool)
     in_warmup[np.asarray(warmup_rows, dtype=np.int64)] = True
@@ -63,9 +68,38 @@ def write_index(
         pq.write_table(index, aside)
 
 
+def _made_of(file: Path) -> bytes | None:
+    """What an index was made of, None where there is none or it is broken."""
+    try:
+        return (pq.read_schema(file).metadata or {}).get(b"made_of") if file.is_file() else None
+    except (OSError, pa.ArrowException):
+        return None
+
+
 def read_index(run: Path) -> pa.Table:
-    """The index as Arrow: row, id, source, fingerprint, n_tokens, n_trained, status, reason, mask, in_warmup."""
-    return pq.read_table(run / "pool" / "index.parquet")
+    """The index as Arrow: row, id, source, fingerprint, n_tokens, n_trained, status, reason, mask, in_warmup.
+
+    Raises SiftuneError where it is missing, broken, or not one row for every row of the pool's plan.
+    """
+    file = run / "pool" / "index.parquet"
+    n_rows = ShardPlan.read(run / "pool" / "plan.json").n_rows
+    try:
+        check_regular(file)
+        index = pq.read_table(file, partitioning=None)
+        index = index.select(_COLUMNS.names).cast(_COLUMNS)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise _not_the_index(f"{type(error).__name__}: {error}", file) from error
+    if index.num_rows != n_rows:
+        raise _not_the_index(f"it has {index.num_rows:,} rows, the plan {n_rows:,}", file)
+    return index
+
+
+def _not_the_index(why: str, file: Path) -> SiftuneError:
+    return SiftuneError(
+        f"is not the index of this pool ({' '.join(why.split())[:200]})",
+        where=str(file),
+        todo="Remove it and run the same 'siftune run' again: it is made anew",
+    )
 
 
 def usable_rows(table: pa.Table) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_json, write_json
+from siftune.records.files import read_object, write_json
 
 PACKAGES = ("siftune", "torch", "transformers", "peft", "tokenizers", "numpy")
 
@@ -26,8 +26,10 @@ def claim(path: Path, made_with: dict[str, Any], what: str, made_by: dict[str, s
     if not path.exists():
         write_json(path, {**made_with, "versions": made_by})
         return {}
-    found = read_json(path)
+    found = read_object(path)
     versions_then = found.pop("versions", {})
+    if not isinstance(versions_then, dict):
+        versions_then = {}
     for key in [*made_with, *(key for key in found if key not in made_with)]:
         was, now = found.get(key), made_with.get(key)
         if was != now:

@@ -12,6 +12,9 @@ from pathlib import Path
 from siftune.records.errors import SiftuneError
 from siftune.records.files import read_json, write_json
 
+MOST_ROWS = 100_000
+"""Rows that a shard may have, as the setting shard_rows says."""
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -74,7 +77,7 @@ class ShardPlan:
             plan = cls(
                 shards, int(found["batch_tokens"]), str(found["encoder"]), tuple(map(str, found["sources"]))
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise SiftuneError("is not a shard plan", where=str(path), todo="Make the run again") from error
         starts = [0, *(shard.stop for shard in shards)]
         if any(
@@ -83,4 +86,6 @@ class ShardPlan:
             raise SiftuneError(
                 "has shards that don't follow one another", where=str(path), todo="Make the run again"
             )
+        if any(len(shard) > MOST_ROWS for shard in shards) or plan.batch_tokens < 1:
+            raise SiftuneError("has numbers that no run has", where=str(path), todo="Make the run again")
         return plan

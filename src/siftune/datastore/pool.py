@@ -61,7 +61,13 @@ class Pool:
     def table(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
         """A shard's rows (all, scorable or not), in pool order."""
         table = read_table(self.path / f"{shard.name}.arrow")
-        if table is None or (table.schema.metadata or {}).get(b"digest") != shard.digest.encode():
+        digest = (table.schema.metadata or {}).get(b"digest") if table else None
+        if (
+            table is None
+            or digest != shard.digest.encode()
+            or len(table) != len(shard)
+            or not _is_pool(table)
+        ):
             raise SiftuneError(
                 "is missing, broken or not the shard of the plan",
                 where=str(self.path / f"{shard.name}.arrow"),
@@ -128,12 +134,19 @@ class Pool:
         return [found[int(row)] for row in wanted]
 
 
+def _is_pool(table: pa.Table) -> bool:
+    """Are the columns those of a pool?"""
+    return all(table.schema.get_field_index(field.name) >= 0 for field in SCHEMA) and all(
+        table.schema.field(field.name).type == field.type for field in SCHEMA
+    )
+
+
 def read_table(file: Path) -> pa.Table | None:
     """An Arrow file, or None where it is missing or broken."""
-    if not file.exists():
+    if not file.is_file():
         return None
     try:
         with pa.OSFile(str(file), "rb") as source, pa.ipc.open_file(source) as reader:
             return reader.read_all()
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):
         return None

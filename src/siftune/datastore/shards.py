@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -61,8 +61,11 @@ def read_shard(folder: Path, shard: Shard) -> dict[str, Tensor]:
             where=str(file),
             todo="Remove it and run the same 'siftune run' again: it is made anew",
         )
-    with safe_open(file, "pt") as opened:
-        tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    try:
+        with safe_open(file, "pt") as opened:
+            tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise not_a_shard(error, file) from error
     for name, tensor in tensors.items():
         if tensor.dim() and len(tensor) != len(shard):
             raise SiftuneError(
@@ -71,3 +74,12 @@ def read_shard(folder: Path, shard: Shard) -> dict[str, Tensor]:
                 todo="Remove it and run again",
             )
     return tensors
+
+
+def not_a_shard(why: object, file: Path) -> SiftuneError:
+    """The error for a file that has a shard's name and a sound checksum, and is none."""
+    return SiftuneError(
+        f"is not a shard that siftune wrote ({why})",
+        where=str(file),
+        todo="Remove it and run the same 'siftune run' again: it is made anew",
+    )

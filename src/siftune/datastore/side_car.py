@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from siftune.datastore.plan import Shard
-from siftune.records.files import read_json, write_json
+from siftune.records.files import read_object, write_json
 
 _CHUNK = 2**18
 """Bytes hashed at a time: few enough to stay in the processor's cache."""
@@ -36,7 +36,7 @@ def fitting_side_car(file: Path, digest: str) -> dict[str, Any] | None:
     """The side-car of a file that is done, or None where file or side-car lack or aren't of this digest and length."""
     if not (file.exists() and file.with_suffix(".json").exists()):
         return None
-    notes = read_json(file.with_suffix(".json"))
+    notes = read_object(file.with_suffix(".json"))
     done = notes.get("digest") == digest and notes.get("bytes") == file.stat().st_size
     return notes if done else None
 
@@ -45,7 +45,7 @@ def is_sound(file: Path, notes: dict[str, Any]) -> bool:
     """Are a file's bytes those that were written? By `crc32`; a side-car of an older siftune has `sha256` alone."""
     if "crc32" in notes:
         return checksums(file, with_sha256=False)[0] == notes["crc32"]
-    return checksums(file, with_sha256=True)[1] == notes["sha256"]
+    return checksums(file, with_sha256=True)[1] == notes.get("sha256")
 
 
 def checksums(file: Path, *, with_sha256: bool) -> tuple[str, str]:

@@ -15,14 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.quantise import restored, restored_blocks
-from siftune.datastore.shards import read_shard, shard_file, shard_notes
+from siftune.datastore.shards import not_a_shard, read_shard, shard_file, shard_notes
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_json
+from siftune.records.files import read_object
+
+
+def checkpoint_weight(checkpoint: Path) -> float:
+    """The learning-rate weight w of a checkpoint folder of the run. SiftuneError where it says none."""
+    file = checkpoint / "checkpoint.json"
+    weight = read_object(file, "weight")["weight"]
+    if not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
+        raise SiftuneError(
+            f"the weight {str(weight)[:40]!r} is none",
+            where=str(file),
+            todo="Start a new run with another --out",
+        )
+    return float(weight)
 
 
 class Datastore:
@@ -34,7 +47,7 @@ class Datastore:
             raise SiftuneError(
                 "holds no datastore", where=str(path), todo="Run 'siftune run' on to the datastore first"
             )
-        self.manifest: dict[str, Any] = read_json(path / "manifest.json")
+        self.manifest: dict[str, Any] = read_object(path / "manifest.json")
 
     def missing(self) -> list[Shard]:
         """Shards that are not done."""
@@ -57,8 +70,14 @@ class Datastore:
         """One number of every pool row, fp32: `loss`, `grad_norm`, `direction_norm` or `projection_norm`."""
         parts = []
         for shard in self.plan.shards:
-            with safe_open(shard_file(self.path, shard), "numpy") as file:
-                parts.append(file.get_tensor(name))
+            file = shard_file(self.path, shard)
+            try:
+                with safe_open(file, "numpy") as opened:
+                    parts.append(opened.get_tensor(name))
+            except (SafetensorError, OSError) as error:
+                raise not_a_shard(error, file) from error
+            if parts[-1].shape != (len(shard),):
+                raise not_a_shard(f"{name} is not one number of every row", file)
         return np.concatenate(parts)
 
     def without_feature(self) -> Iterator[tuple[int, str]]:

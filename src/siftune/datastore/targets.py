@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from siftune.datastore.pool import TokenRows
@@ -23,8 +24,12 @@ from siftune.datastore.side_car import fitting_side_car, is_sound, write_side_ca
 from siftune.datastore.store import Datastore
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
-from siftune.records.files import digest_of, read_json, write_json, write_text, written_whole
+from siftune.records.files import digest_of, read_object, write_json, write_text, written_whole
+from siftune.records.formats import conversation_of
 from siftune.records.readers import TargetRow
+from siftune.records.row import UnusableError
+
+_ABOUT = ("name", "source", "digest", "fingerprint_V", "subtask_V")
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,19 @@ class Target:
                 where=str(path),
                 todo="Add it with 'siftune score RUN --target NAME=FILE'",
             )
-        return cls(path, **read_json(path / "target.json"))
+        about = read_object(path / "target.json", *_ABOUT)
+        rows = (about["fingerprint_V"], about["subtask_V"])
+        texts = [
+            about["name"],
+            about["source"],
+            about["digest"],
+            *(v for of in rows if isinstance(of, list) for v in of),
+        ]
+        if not all(isinstance(of, list) for of in rows) or len(rows[0]) != len(rows[1]) or not rows[0]:
+            texts.append(None)
+        if set(about) != set(_ABOUT) or not all(isinstance(text, str) for text in texts):
+            raise _no_target("is not a target that siftune wrote", path / "target.json")
+        return cls(path, **about)
 
 
 def write_target(path: Path, source: str, rows: list[TargetRow], tokens: TokenRows) -> Target:
@@ -112,12 +129,28 @@ def read_influence(target: Target, checkpoint: int, store: Datastore) -> np.ndar
 
 def kept_rows(target: Target) -> list[TargetRow]:
     """A target's rows as the run keeps them, without their other columns."""
-    rows = []
-    with (target.path / "rows.jsonl").open(encoding="utf-8") as file:
-        for line in map(json.loads, file):
-            example = Example(line["id"], target.name, line["messages"], line["where"], tools=line["tools"])
-            rows.append(TargetRow(example, line["subtask"]))
+    rows, path = list[TargetRow](), target.path / "rows.jsonl"
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in map(json.loads, file):
+                messages, tools = conversation_of({"messages": line["messages"], "tools": line["tools"]})
+                example = Example(str(line["id"]), target.name, messages, str(line["where"]), tools=tools)
+                rows.append(TargetRow(example, str(line["subtask"])))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UnusableError) as error:
+        raise _no_target(
+            f"row {len(rows) + 1} can't be read ({type(error).__name__}: {error})", path
+        ) from error
+    if [row.example.fingerprint for row in rows] != target.fingerprint_V:
+        raise _no_target("holds other rows than the target was made of", path)
     return rows
+
+
+def _no_target(what: str, file: Path) -> SiftuneError:
+    return SiftuneError(
+        what,
+        where=str(file),
+        todo="Remove the target's folder and give its file again: siftune score RUN --target NAME=FILE",
+    )
 
 
 def features_file(target: Target, checkpoint: int) -> Path:
@@ -163,4 +196,10 @@ def _numbers(target: Target, file: Path) -> np.ndarray:
                 where=str(file),
                 todo="Remove it and run the same 'siftune run' again: it is made anew",
             )
-    return load_file(file)["features"]
+    try:
+        features_V_D = load_file(file)["features"]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise _no_target(f"is not what siftune wrote ({error})", file) from error
+    if features_V_D.ndim != 2 or len(features_V_D) != len(target.subtask_V):
+        raise _no_target(f"has the shape {features_V_D.shape} for {len(target.subtask_V)} rows", file)
+    return features_V_D

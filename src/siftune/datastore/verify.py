@@ -13,7 +13,7 @@ from typing import NamedTuple
 from siftune.datastore.pool import Pool
 from siftune.datastore.side_car import checksums
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_json, sha256_of
+from siftune.records.files import read_json, read_object, sha256_of
 
 
 class Fault(NamedTuple):
@@ -51,7 +51,8 @@ def verify(run: Path) -> Verified:
             elif what := _fault(file, shard.digest):
                 faults.append(Fault(file, shard.start, shard.stop, what))
     for folder in sorted(about.parent for about in run.glob("targets/*/target.json")):
-        target = read_json(folder / "target.json")
+        target = read_object(folder / "target.json", "digest", "subtask_V")
+        n_rows = len(target["subtask_V"]) if isinstance(target["subtask_V"], list) else 0
         kept = [*folder.glob("features/*.*"), *folder.glob("vectors/*.*")]  # numbers and side-cars
         for file in sorted({found.with_suffix(".safetensors") for found in kept}):
             n_files += 1
@@ -59,7 +60,7 @@ def verify(run: Path) -> Verified:
             if file.exists() and not file.with_suffix(".json").exists():
                 without_sum.append(file)
             elif what := _fault(file, target["digest"]):
-                faults.append(Fault(file, 0, len(target["subtask_V"]), what))
+                faults.append(Fault(file, 0, n_rows, what))
     return Verified(n_files, n_bytes, faults, without_sum)
 
 
@@ -76,15 +77,16 @@ def _faults_of_origin(run: Path, store: Path) -> Iterator[tuple[Path, str]]:
         yield store / "manifest.json", "is missing"
         return
     try:
-        made_with = read_json(store / "manifest.json").get("checkpoint") or {}
-    except SiftuneError:
+        made_with = read_object(store / "manifest.json").get("checkpoint") or {}
+        known = {key: str(made_with[key]) for key in ("adapter", "adam") if key in made_with}
+    except (SiftuneError, TypeError):
         yield store / "manifest.json", "is damaged"
         return
     for key, name in (("adapter", "adapter_model.safetensors"), ("adam", "adam_state.safetensors")):
         file = run / "checkpoints" / store.name / name
-        if key in made_with and not file.exists():
+        if key in known and not file.exists():
             yield file, "is missing"
-        elif key in made_with and sha256_of(file)[:32] != made_with[key]:
+        elif key in known and sha256_of(file)[:32] != known[key]:
             yield file, "is not what this datastore was made with"
 
 

@@ -21,7 +21,7 @@ from siftune.model.lora import adapter_on, adapter_tensors, is_lora_weight
 from siftune.model.optimizer_state import AdamState, read_optimizer_state
 from siftune.model.probe import check_order
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_json
+from siftune.records.files import read_object
 
 Gradients = Callable[[PeftModel], dict[str, Tensor]]
 """Mean gradients of some pool rows under an adapter (see `siftune.model.probe.mean_gradients`)."""
@@ -146,7 +146,7 @@ def _read_source(folder: Path) -> _Source:
     path = folder / "trainer_state.json"
     if not path.is_file():
         return _Source(folder, 0, [])
-    state = read_json(path)
+    state = read_object(path)
     try:
         logged = [
             (int(row["step"]), float(row["learning_rate"]))
@@ -154,7 +154,7 @@ def _read_source(folder: Path) -> _Source:
             if "learning_rate" in row
         ]
         return _Source(folder, int(state["global_step"]), logged)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise SiftuneError(
             f"is not a Trainer's state ({error!r})", where=str(path), todo="Give --weights"
         ) from error
@@ -220,4 +220,4 @@ def _template_dir(folder: Path) -> Path | None:
     if (folder / "chat_template.jinja").is_file():
         return folder
     config = folder / "tokenizer_config.json"
-    return folder if config.is_file() and read_json(config).get("chat_template") else None
+    return folder if config.is_file() and read_object(config).get("chat_template") else None

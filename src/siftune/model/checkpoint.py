@@ -27,7 +27,7 @@ from torch import Tensor
 
 from siftune.model.lora import adapter_tensors, is_lora_weight
 from siftune.records.errors import SiftuneError
-from siftune.records.files import disk_error, fsync, read_json
+from siftune.records.files import disk_error, fsync, read_object
 
 ADAPTER, CONFIG, ADAM, FACTS = (
     "adapter_model.safetensors",
@@ -124,7 +124,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise SiftuneError(
                 f"holds no {name}, so it is not a whole checkpoint", where=str(path), todo=_AGAIN
             )
-    facts = read_json(path / FACTS)
+    facts = read_object(path / FACTS)
     try:
         checkpoint = Checkpoint(
             number=int(facts["number"]),
@@ -138,7 +138,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             origin=facts["origin"],
         )
         shapes, moments = _shapes(path / ADAPTER), _shapes(path / ADAM)
-    except (KeyError, TypeError, ValueError, IndexError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, OSError, SafetensorError) as error:
         raise SiftuneError(f"is broken ({error})", where=str(path), todo=_AGAIN) from error
     expected = {
         f"{kind}.{name}": shape
@@ -216,7 +216,7 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 
 def _adapter_config(adapter: Path) -> str:
     """adapter_config.json with PEFT's sets in sorted order, so that equal adapters have equal bytes."""
-    config = read_json(adapter / CONFIG)
+    config = read_object(adapter / CONFIG)
     for key in ("target_modules", "modules_to_save"):
         if isinstance(config.get(key), list):
             config[key] = sorted(config[key])

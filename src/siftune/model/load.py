@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
+from siftune.model.size import check_size
 from siftune.records.errors import SiftuneError
+from siftune.records.files import check_regular
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 TORCH_DTYPE: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,6 +51,8 @@ def load_model(
     if folder is not None:
         _check_folder(folder)
     config = _load_config(model, folder, revision)
+    if folder is not None:
+        check_size(config, folder)
     options: dict[str, Any] = {"attn_implementation": attn} if attn else {}
     if _is_quantised(config):
         if quantize:
@@ -69,7 +72,8 @@ def load_model(
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    # Any Exception: a config.json of the wrong types breaks a model's own code anywhere
+    except Exception as error:
         raise _load_error(error, model, folder) from error
     loaded, info = result
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
@@ -179,6 +183,7 @@ def _check_folder(folder: Path) -> None:
             where=str(folder),
             todo="Give the folder that save_pretrained wrote",
         )
+    check_regular(folder / "config.json")
     if any(name.endswith(".safetensors") for name in names):
         return
     if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
@@ -194,7 +199,8 @@ def _check_folder(folder: Path) -> None:
 def _load_config(model: str, folder: Path | None, revision: str | None) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(str(folder or model), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    # Any Exception: see above
+    except Exception as error:
         raise _load_error(error, model, folder) from error
     if getattr(config, "is_encoder_decoder", False):
         raise SiftuneError(
@@ -235,7 +241,9 @@ def _bitsandbytes(quantize: str, dtype: Dtype) -> BitsAndBytesConfig:
 
 def _load_error(error: Exception, model: str, folder: Path | None) -> SiftuneError:
     """What Transformers said, as a sentence that names the model and the way on."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError | TypeError | AttributeError):
+        text = f"{type(error).__name__}: {text}"
     if "trust_remote_code" in text:
         return SiftuneError(
             "the model brings its own code, which is never run",

@@ -7,7 +7,6 @@ are not in θ.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +31,10 @@ from transformers.pytorch_utils import Conv1D
 
 from siftune.model.load import quiet_transformers
 from siftune.model.supported import check_config, check_supported
+from siftune.model.torchfile import read_torch_file
+from siftune.records.deadline import within
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_json
+from siftune.records.files import read_object
 
 __all__ = [
     "adapted_layers",
@@ -49,6 +50,8 @@ __all__ = [
 ]
 
 ADAPTER = "default"
+PATTERN_SECONDS = 120.0
+"""For putting an adapter on: its config may hold patterns of layer names, and a bad one would be tried for ever."""
 
 
 def add_lora(
@@ -117,14 +120,17 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> PeftM
     tensors = adapter_tensors(folder)
     config = _read_config(folder)
     check_config(config, str(folder))
+    _check_rank(config, tensors, folder)
     config.inference_mode = not trainable
+    config.init_lora_weights = False  # every weight comes from the file
     with quiet_transformers(), torch.random.fork_rng():
         try:
-            peft_model = get_peft_model(model, config, adapter_name=ADAPTER)
-        except ValueError as error:  # peft: target modules not found, or of a kind that it can't adapt
-            raise _other_model(
-                f"its target modules do not fit ({' '.join(str(error).split())})", folder
-            ) from error
+            with within(PATTERN_SECONDS):
+                peft_model = get_peft_model(model, config, adapter_name=ADAPTER)
+        # Any Exception: target modules not found, or of a kind that PEFT can't adapt; or a config of wrong types
+        except Exception as error:
+            told = " ".join(str(error).split())[:300] or type(error).__name__
+            raise _other_model(f"its target modules do not fit ({told})", folder) from error
     assert isinstance(peft_model, PeftModel)
     try:
         check_supported(peft_model)
@@ -174,14 +180,20 @@ def is_lora_weight(name: str) -> bool:
 
 
 def adapter_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of an adapter folder by their names in the file, on the CPU, dtype as stored."""
+    """The tensors of an adapter folder by their names in the file, on the CPU, dtype as stored.
+
+    A pickled file (`adapter_model.bin`, of an older PEFT) is read where there is no other, and only if it holds tensors alone.
+    """
     safe, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
     try:
         if safe.is_file():
             return load_file(safe)
         if pickled.is_file():
-            return torch.load(pickled, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
+            tensors = read_torch_file(pickled)
+            if isinstance(tensors, dict) and all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+                return dict(tensors)
+            raise ValueError("it holds more than tensors by name")
+    except (SafetensorError, OSError, ValueError) as error:
         raise SiftuneError(
             f"the adapter file is broken ({error})", where=str(folder), todo="Copy it again"
         ) from error
@@ -194,9 +206,9 @@ def adapter_tensors(folder: Path) -> dict[str, Tensor]:
 
 def adapted_layers(folder: Path) -> list[str]:
     """The layers that an adapter folder's LoRA is on: as its config names them, or one by one where that is a regular expression."""
-    targets = read_json(folder / "adapter_config.json")["target_modules"]
-    if not isinstance(targets, str):
-        return targets
+    targets = read_object(folder / "adapter_config.json", "target_modules")["target_modules"]
+    if isinstance(targets, list):
+        return [str(target) for target in targets]
     start = "base_model.model."
     layers = {name.partition(".lora_")[0] for name in adapter_tensors(folder) if ".lora_" in name}
     return sorted(layer.removeprefix(start) for layer in layers)
@@ -211,17 +223,30 @@ def _file_name(name: str) -> str:
 def _read_config(folder: Path) -> PeftConfig:
     path = folder / "adapter_config.json"
     try:
-        if json.loads(path.read_text(encoding="utf-8")).get("peft_type") is None:
+        if read_object(path).get("peft_type") is None:
             raise ValueError("no peft_type")
         return PeftConfig.from_pretrained(str(folder))
     except FileNotFoundError as error:
         raise SiftuneError(
             "holds no adapter_config.json", where=str(folder), todo="Give a PEFT adapter folder"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    # Any Exception: PEFT builds a class of its own out of whatever the file says
+    except Exception as error:
         raise SiftuneError(
-            f"cannot be read ({error})", where=str(path), todo="Give a PEFT adapter folder"
+            f"cannot be read ({error.what if isinstance(error, SiftuneError) else error!r})",
+            where=str(path),
+            todo="Give a PEFT adapter folder",
         ) from error
+
+
+def _check_rank(config: PeftConfig, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Is the rank one that the file's tensors have? Asked before layers of that rank are made."""
+    pattern = getattr(config, "rank_pattern", None) or {}
+    ranks = [getattr(config, "r", None), *(pattern.values() if isinstance(pattern, dict) else [pattern])]
+    most = max((max(tensor.shape, default=0) for tensor in tensors.values()), default=0)
+    for rank in ranks:
+        if type(rank) is not int or not 0 < rank <= most:
+            raise _other_model(f"its config says rank {str(rank)[:40]}, its file has none such", folder)
 
 
 def _fill(peft_model: PeftModel, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -236,7 +261,7 @@ def _fill(peft_model: PeftModel, tensors: dict[str, Tensor], folder: Path) -> No
         raise _other_model(f"{len(missing or extra)} tensors are in {where}, {name} among them", folder)
     for name, tensor in tensors.items():
         expected = (wanted[name] if name in wanted else base[name]).shape
-        if tensor.shape != expected:
+        if tensor.shape != expected or not tensor.is_floating_point():
             raise _other_model(f"{name} is {tuple(tensor.shape)}, the model needs {tuple(expected)}", folder)
         if not torch.isfinite(tensor).all():
             raise SiftuneError(f"{name} holds NaN or Inf", where=str(folder), todo="Use another checkpoint")

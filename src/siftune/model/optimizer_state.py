@@ -13,7 +13,7 @@ pass these checks: that is what `siftune.model.probe` is for.
 
 from __future__ import annotations
 
-import pickle
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers.trainer_pt_utils import get_parameter_names
 
 from siftune.model.lora import is_lora_weight, lora_parameters
+from siftune.model.torchfile import read_torch_file
 from siftune.records.errors import SiftuneError
 
 # transformers 5, Trainer.get_decay_parameter_names
@@ -149,20 +150,33 @@ def _load(folder: Path) -> tuple[dict[int, dict[str, Any]], list[dict[str, Any]]
         raise SiftuneError(
             what, where=str(folder), todo=f"{todo}, or leave out --adopt and let siftune do a warm-up"
         )
-    try:
-        whole = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        short = " ".join(str(error).split())[:200]
-        raise SiftuneError(
-            f"cannot be read ({short})", where=str(path), todo="Copy it again, or retrain"
-        ) from error
+    whole = read_torch_file(path)
     if not isinstance(whole, dict) or not whole.keys() >= {"state", "param_groups"}:
+        raise SiftuneError("is not the state of an optimizer", where=str(path), todo=_RETRAIN)
+    if not isinstance(whole["state"], dict):
         raise SiftuneError("is not the state of an optimizer", where=str(path), todo=_RETRAIN)
     if not all(isinstance(number, int) for number in whole["state"]):
         raise SiftuneError(
             "knows its parameters by name, not by number as Trainer does", where=str(path), todo=_RETRAIN
         )
-    return whole["state"], whole["param_groups"]
+    state, groups = whole["state"], whole["param_groups"]
+    if not all(isinstance(entry, dict) for entry in state.values()) or not _are_groups(groups):
+        raise SiftuneError("is not the state of an optimizer", where=str(path), todo=_RETRAIN)
+    return state, groups
+
+
+def _are_groups(groups: Any) -> bool:
+    """Parameter groups: dicts that number their parameters."""
+    return (
+        isinstance(groups, list)
+        and bool(groups)
+        and all(
+            isinstance(group, dict)
+            and isinstance(numbers := group.get("params"), list)
+            and all(type(number) is int for number in numbers)
+            for group in groups
+        )
+    )
 
 
 def _check_kind(state: dict[int, dict[str, Any]], where: str) -> None:
@@ -175,6 +189,20 @@ def _check_kind(state: dict[int, dict[str, Any]], where: str) -> None:
         if not entry.keys() >= {"step", "exp_avg", "exp_avg_sq"}:
             found = ", ".join(sorted(map(str, entry))) or "nothing"
             raise SiftuneError(f"is not the state of Adam (it keeps {found})", where=where, todo=_RETRAIN)
+        for key in ("exp_avg", "exp_avg_sq"):
+            moment = entry[key]
+            if (
+                not isinstance(moment, Tensor)
+                or moment.layout != torch.strided
+                or not moment.is_floating_point()
+            ):
+                raise SiftuneError(
+                    f"is not the state of Adam ({key} is no tensor of numbers)", where=where, todo=_RETRAIN
+                )
+        step = entry["step"]
+        is_number = step.numel() == 1 if isinstance(step, Tensor) else isinstance(step, (int, float))
+        if not is_number or not math.isfinite(float(step)) or not float(step).is_integer():
+            raise SiftuneError("has a step that is no whole number", where=where, todo=_RETRAIN)
 
 
 def _check_groups(groups: list[dict[str, Any]], where: str) -> None:
@@ -191,6 +219,14 @@ def _check_groups(groups: list[dict[str, Any]], where: str) -> None:
             )
         if len(found) > 1:
             raise SiftuneError(f"has several {key}: {', '.join(sorted(found))}", where=where, todo=_RETRAIN)
+    betas, eps = groups[0]["betas"], groups[0]["eps"]
+    are_numbers = (
+        isinstance(betas, (tuple, list)) and len(betas) == 2 and all(isinstance(b, float) for b in betas)
+    )
+    if not are_numbers or not all(0 <= beta < 1 for beta in betas) or not 0 <= eps < math.inf:
+        raise SiftuneError(
+            f"has betas {str(betas)[:60]} and eps {eps}, which Adam can't have", where=where, todo=_RETRAIN
+        )
 
 
 def _numbers(

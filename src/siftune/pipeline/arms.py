@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from siftune.datastore.index import read_index
 from siftune.pipeline.choosing import check_settings, check_used, decide
 from siftune.pipeline.run import make_missing_vectors, make_what_the_method_needs
@@ -20,6 +18,7 @@ from siftune.records.example import Example
 from siftune.records.files import digest_of
 from siftune.records.readers import read_target
 from siftune.records.recipe import make_recipe
+from siftune.records.yamltext import read_yaml
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
                 where=f"--methods {text}",
                 todo="Write for example less:rule=top; see 'siftune select --help' for the settings",
             )
-        settings[name] = value if name in _TEXTS else _value(value, text)
+        settings[name] = value if name in _TEXTS else read_yaml(value, f"--methods {text}")
     recipe = make_recipe(settings, where=f"--methods {text}")
     check_settings(recipe)
     check_used(recipe.method, settings)
@@ -117,15 +116,6 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
 
 
 _TEXTS = ("family", "per_source", "drop_worst", "encoder", "template_column")
-
-
-def _value(value: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SiftuneError(
-            f"{value!r} is not a value", where=f"--methods {text}", todo="Write for example less:rule=top"
-        ) from error
 
 
 def varies_with_seed(text: str) -> bool:

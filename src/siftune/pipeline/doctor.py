@@ -48,7 +48,7 @@ def examine(
         encoder = ChatEncoder(
             tokenizer, max_length=recipe.max_length, too_long=recipe.too_long, mask=recipe.mask
         )
-        console.print(f"chat template    {escape(encoder.describe())}", soft_wrap=True)
+        console.print(f"chat template    {escape(shown(encoder.describe()))}", soft_wrap=True)
     except SiftuneError as error:
         return _fault(console, error)
     for source in recipe.pool:
@@ -73,7 +73,7 @@ def _machine(recipe: Recipe, console: Console) -> bool:
     except SiftuneError as error:
         return _fault(console, error)
     for note in notes:
-        console.print(f"machine          {escape(note)}, {resolved.threads} threads", soft_wrap=True)
+        console.print(f"machine          {escape(shown(note))}, {resolved.threads} threads", soft_wrap=True)
     device = device_of(resolved)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -110,7 +110,8 @@ def _pool(source: str, encoder: ChatEncoder, tokenizer: object, n_examples: int,
     if printed:
         console.rule()
     console.print(
-        f"pool             {escape(source)}: {usable} of the first {looked} rows can be used", soft_wrap=True
+        f"pool             {escape(shown(source))}: {usable} of the first {looked} rows can be used",
+        soft_wrap=True,
     )
     for reason, where in islice(reasons.items(), 5):
         console.print(f"                 {escape(shown(where))}: {escape(shown(reason))}", soft_wrap=True)
@@ -148,7 +149,7 @@ def _adoption(recipe: Recipe, console: Console) -> bool:
         return _fault(console, error)
     console.print(f"adopt            {len(adopted.checkpoints)} checkpoints, weights {weights}")
     for note in adopted.notes:
-        console.print(f"                 {escape(note)}", soft_wrap=True)
+        console.print(f"                 {escape(shown(note))}", soft_wrap=True)
     return True
 
 

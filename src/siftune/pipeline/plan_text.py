@@ -29,7 +29,7 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
     console.print(table)
     console.print()
     for name, value in _facts(plan):
-        console.print(f"{name:<8} {escape(value)}", soft_wrap=True)
+        console.print(f"{name:<8} {escape(shown(value))}", soft_wrap=True)
     if warning := _too_full(plan):
         console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
 

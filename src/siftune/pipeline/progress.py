@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from siftune.records.secrets import without_secrets
 from siftune.records.stopping import check_stop
 from siftune.records.text import duration, shown
 
@@ -35,11 +36,11 @@ class Reporter:
         check_stop()
         if not self.quiet:
             style = "dim" if self.console.is_terminal else None
-            self.console.print(escape(text), style=style, soft_wrap=not self.console.is_terminal)
+            self.console.print(escape(_said(text)), style=style, soft_wrap=not self.console.is_terminal)
 
     def warn(self, text: str) -> None:
         """One line the person should act on; said even when quiet."""
-        told = f"[yellow]warning:[/yellow] {escape(shown(text))}"
+        told = f"[yellow]warning:[/yellow] {escape(_said(text))}"
         self.console.print(told, soft_wrap=not self.console.is_terminal)
 
     @contextmanager
@@ -48,6 +49,7 @@ class Reporter:
 
         total: units in all, None where not known; done: those that an earlier run finished (they don't count for the rate)
         """
+        title = shown(title)
         if title in self.bars:
             title = f"{self.bars.index(title) + 1}/{len(self.bars)} {title}"
         pace = Pace(total, done)
@@ -76,6 +78,11 @@ class Reporter:
             lines = _Lines(self.console, title, pace, unit)
             yield lines.advance
             lines.end()
+
+
+def _said(text: str) -> str:
+    """Nothing of what was read may act on the terminal, and no secret is said."""
+    return shown(without_secrets(text), keep="\n")
 
 
 class Pace:

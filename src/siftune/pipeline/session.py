@@ -25,7 +25,7 @@ from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import CHOICE, read_made_with, write_run_recipe
 from siftune.pipeline.stages import READING
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_json, write_json
+from siftune.records.files import read_object, write_json
 from siftune.records.log import RunLog
 from siftune.records.names import check_name
 from siftune.records.readers import TargetRow, read_pool, read_target
@@ -109,7 +109,7 @@ class Session:
         return all(made) and not Datastore(self.vectors_path(), self.pool.plan).missing()
 
     def target(self, name: str) -> Target:
-        return Target.open(self.path / "targets" / name)
+        return Target.open(self.path / "targets" / check_name(name, "target"))
 
     @cached_property
     def encoder(self) -> ChatEncoder:
@@ -253,7 +253,16 @@ class Session:
     def warmup_rows(self) -> list[int] | None:
         """Pool rows of the warm-up, or None where it has not been decided (or checkpoints were adopted)."""
         file = self.path / "checkpoints" / "warmup.json"
-        return read_json(file)["rows"] if file.exists() else None
+        if not file.exists():
+            return None
+        rows, n_rows = read_object(file, "rows")["rows"], self.pool.plan.n_rows
+        if not isinstance(rows, list) or not all(type(row) is int and 0 <= row < n_rows for row in rows):
+            raise SiftuneError(
+                "names rows that the pool doesn't have",
+                where=str(file),
+                todo="Start a new run with another --out",
+            )
+        return rows
 
     def decide_warmup_rows(self, rows: np.ndarray) -> list[int]:
         write_json(

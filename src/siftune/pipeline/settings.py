@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from siftune.records.errors import SiftuneError
 from siftune.records.recipe import PRESETS, Recipe, make_recipe, read_recipe
+from siftune.records.yamltext import read_yaml
 
 FROM_ADOPTED = (
     "adapter",
@@ -73,7 +72,4 @@ def _set_line(line: str) -> tuple[str, Any]:
         raise SiftuneError(
             f"{line!r} is not NAME=VALUE", where="--set", todo="Write for example --set epochs=2"
         )
-    try:
-        return name.strip().replace("-", "_"), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SiftuneError(f"{value!r} is not a value", where=f"--set {name}", todo="Quote it") from error
+    return name.strip().replace("-", "_"), read_yaml(value, f"--set {name}")

@@ -65,7 +65,7 @@ def show(result: RunResult, until: str, console: Console | None = None, report: 
     """Print the closing tables to standard output. report: the page that was written beside them"""
     console = console or Console(highlight=False)
     if not result.selections:
-        console.print(f"Done up to the stage {until}: {escape(str(result.path))}", soft_wrap=True)
+        console.print(f"Done up to the stage {until}: {escape(shown(str(result.path)))}", soft_wrap=True)
     for name, selection in result.selections.items():
         console.print(selection_table(name, selection))
         console.print(_caption(selection.summary), style="dim")
@@ -170,7 +170,7 @@ def show_check(result: CheckResult) -> None:
     console = Console(highlight=False)
     console.print(result.table())
     for target in result.targets:
-        console.print(target.sentence, markup=False, soft_wrap=True)
+        console.print(shown(target.sentence), markup=False, soft_wrap=True)
     line(console, "all points", str(result.path))
 
 

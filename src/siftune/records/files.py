@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,13 +73,38 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that siftune wrote; SiftuneError where it is broken."""
+    """Read a JSON file that siftune wrote; SiftuneError where it is broken, or no file at all."""
+    check_regular(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    # ValueError: also broken UTF-8, and numbers of thousands of digits
+    except (ValueError, RecursionError) as error:
+        told = "it is nested too deep" if isinstance(error, RecursionError) else error
         raise SiftuneError(
-            f"is not valid JSON ({error})", where=str(path), todo="Remove it and run the same command again"
+            f"is not valid JSON ({told})", where=str(path), todo="Remove it and run the same command again"
         ) from error
+
+
+def read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """As `read_json`, for a file that must hold an object with these keys among its own."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise SiftuneError(
+            "holds no JSON object", where=str(path), todo="Remove it and run the same command again"
+        )
+    if lacking := [key for key in keys if key not in found]:
+        raise SiftuneError(
+            f"lacks {', '.join(lacking)}", where=str(path), todo="Remove it and run the same command again"
+        )
+    return found
+
+
+def check_regular(path: Path) -> None:
+    """Raise SiftuneError for what exists and is no file: reading from a pipe may wait for ever, from a device go on for ever."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise SiftuneError(f"is {kind}, not a file", where=str(path), todo="Put a file in its place")
 
 
 def sha256_of(path: Path) -> str:

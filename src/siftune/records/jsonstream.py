@@ -18,6 +18,9 @@ from typing import Any
 from siftune.records.errors import SiftuneError
 from siftune.records.row import TOO_DEEP, Row
 
+MAX_ROW = 1 << 24
+"""Bytes that a row may have (16 MiB): no example of a chat is longer, and a line without an end must not fill the memory."""
+_TOO_LONG = f"is longer than {MAX_ROW >> 20} MiB"
 _CHUNK = 1 << 18  # bytes read at a time from an array
 _NEAR_END = (
     32  # characters: no JSON token but a string is cut off further than this before the end of what was read
@@ -45,12 +48,24 @@ def opened(path: Path) -> Iterator[io.BufferedIOBase]:
 def json_lines(path: Path, shown: str) -> Iterator[Row]:
     """The rows of a JSON-lines file; blank lines are no rows. `shown` is the path as the person gave it."""
     with opened(path) as file:
-        for number, line in enumerate(file, 1):
+        number = 0
+        while line := file.readline(MAX_ROW + 1):
+            number += 1
             if number == 1:
                 line = _without_mark(line, shown)
+            if len(line) > MAX_ROW:
+                _skip_line(file, line)
+                yield Row(f"{shown}:{number}", None, line[:1000].decode("utf-8", "replace"), _TOO_LONG)
+                continue
             line = line.rstrip(b"\r\n")
             if line and not line.isspace():
                 yield _parsed_line(line, f"{shown}:{number}")
+
+
+def _skip_line(file: io.BufferedIOBase, part: bytes) -> None:
+    """Read to the end of the line of which `part` was read last, holding little of it."""
+    while part and not part.endswith(b"\n"):
+        part = file.readline(_CHUNK)
 
 
 def json_rows(path: Path, shown: str) -> Iterator[Row]:
@@ -149,6 +164,8 @@ class _Window:
 
     def more(self) -> None:
         """Read on, forgetting what is behind; doubling, so that a long element is parsed again only a few times."""
+        if len(self.buffer) - self.position > MAX_ROW:
+            raise self.broken(f"the next element {_TOO_LONG}", self.position)
         self.line()
         self.column_before = self.column(self.position) - 1
         self.buffer, self.position, self.counted = self.buffer[self.position :], 0, 0

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from siftune.records.secrets import without_secrets
+
 
 class RunLog:
     """Appends events to a run's log. A line that a kill cut off harms nothing: readers skip it.
@@ -23,12 +25,12 @@ class RunLog:
         self.seconds: dict[str, float] = {}
 
     def event(self, event: str, **details: Any) -> None:
-        """Append one event; `details` must be JSON values."""
+        """Append one event; `details` must be JSON values. Hub tokens are taken out."""
         line = json.dumps(
             {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
         )
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(without_secrets(line) + "\n")
 
     @contextmanager
     def stage(self, stage: str) -> Iterator[dict[str, Any]]:
@@ -59,14 +61,14 @@ class RunLog:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a log, in order; none where there is no log. Lines that a kill cut off are skipped."""
+    """The events of a log, in order; none where there is no log. Lines that a kill cut off, and others that are none, are skipped."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 event = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(event, dict):
                 yield event
@@ -79,7 +81,7 @@ def stage_seconds(path: Path) -> dict[str, float]:
     """
     total: dict[str, float] = {}
     for event in read_events(path):
-        if "stage" in event and "seconds" in event:
+        if isinstance(event.get("stage"), str) and isinstance(event.get("seconds"), (int, float)):
             kind = event["stage"].partition(" ")[0]
             total[kind] = round(total.get(kind, 0.0) + event["seconds"], 2)
     return total

@@ -10,12 +10,14 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from siftune.records.budget import Budget
 from siftune.records.errors import SiftuneError
+from siftune.records.files import check_regular
 from siftune.records.names import check_name
+from siftune.records.secrets import without_secrets
+from siftune.records.yamltext import read_yaml
 
 Direction = Literal["adam", "adam-less", "adam-precond", "sgd", "sign"]
 Projection = Literal["sketch", "rademacher", "none"]
@@ -94,7 +96,7 @@ class Recipe(BaseModel):
     )
 
     # Tokens
-    max_length: int = Field(2048, ge=2, description="tokens a row may have")
+    max_length: int = Field(2048, ge=2, le=2**31 - 1, description="tokens a row may have")
     too_long: Literal["truncate", "quarantine"] = Field(
         "truncate", description="what happens to a longer row"
     )
@@ -105,14 +107,16 @@ class Recipe(BaseModel):
         None, gt=0, le=1, description="part of the pool; default max(5 %, 128 rows)"
     )
     epochs: int = Field(4, ge=1, le=100, description="epochs of the warm-up, one checkpoint each")
-    rank: int = Field(16, ge=1, description="LoRA rank")
-    alpha: float = Field(64, gt=0, description="LoRA alpha")
+    rank: int = Field(16, ge=1, le=2**16, description="LoRA rank")
+    alpha: float = Field(64, gt=0, allow_inf_nan=False, description="LoRA alpha")
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout in training (off for gradients)")
     lora_targets: Annotated[list[str], BeforeValidator(_as_list)] = Field(
         ["auto"], min_length=1, description="module names, all-linear, or auto: the attention projections"
     )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="peak, linear decay, 3 % warm-up steps")
-    batch: int | None = Field(None, ge=1, description="rows a step; default rows/16 between 4 and 128")
+    batch: int | None = Field(
+        None, ge=1, le=2**31 - 1, description="rows a step; default rows/16 between 4 and 128"
+    )
 
     # Gradients and datastore
     method: Method = Field("blend", description="how the pool is scored; less is gradient influence alone")
@@ -172,19 +176,23 @@ class Recipe(BaseModel):
     gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
     device: str | None = Field(None, description="cpu, cuda, cuda:1 …; default cuda where there is one")
     threads: int | None = Field(
-        None, ge=1, description="CPU threads; default all; pinned because they order sums"
+        None, ge=1, le=4096, description="CPU threads; default all; pinned because they order sums"
     )
     workers: int | None = Field(
         None,
         ge=1,
+        le=4096,
         description="processes that make features; default one per visible GPU, or one per CPU thread",
     )
     worker_threads: int | None = Field(
         None,
         ge=1,
+        le=4096,
         description="CPU threads of each of them; default `threads` shared out to the first `workers`",
     )
-    batch_tokens: int | None = Field(None, ge=1, description="padded tokens in a batch of gradients")
+    batch_tokens: int | None = Field(
+        None, ge=1, le=2**31 - 1, description="padded tokens in a batch of gradients"
+    )
     shard_rows: int = Field(256, ge=1, le=100_000, description="pool rows in a shard: the unit of work")
 
     def with_settings(self, settings: dict[str, Any]) -> Recipe:
@@ -221,6 +229,7 @@ def make_recipe(settings: dict[str, Any], where: str = "recipe") -> Recipe:
             near = difflib.get_close_matches(key, Recipe.model_fields, n=1)
             todo = f"Did you mean {near[0]!r}?" if near else f"Settings are: {', '.join(Recipe.model_fields)}"
             raise SiftuneError(f"there is no setting {key!r}", where=where, todo=todo)
+    _check_secrets(settings, where)
     try:
         return Recipe(**settings)
     except ValidationError as error:
@@ -237,25 +246,48 @@ def make_recipe(settings: dict[str, Any], where: str = "recipe") -> Recipe:
 def read_recipe(path: Path) -> dict[str, Any]:
     """The settings in a YAML recipe. A run's own `recipe.yaml` works too: its `made_with` part is left aside."""
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        check_regular(path)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise SiftuneError(
             "there is no such recipe", where=str(path), todo="Check the path after --recipe"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise SiftuneError(
-            f"is not readable YAML ({error})", where=str(path), todo="Correct the file"
-        ) from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise SiftuneError(f"cannot be read ({error})", where=str(path), todo="Correct the file") from error
+    settings = read_yaml(text, str(path))
     if settings is None:
         return {}
     if not isinstance(settings, dict):
         raise SiftuneError(
             "a recipe is a mapping of settings", where=str(path), todo="Write lines like 'keep: 5%'"
         )
-    settings.pop("made_with", None)
+    if not isinstance(settings.pop("made_with", None) or {}, dict):
+        raise SiftuneError(
+            "made_with is no mapping",
+            where=str(path),
+            todo="Take that part out of the file: siftune writes it",
+        )
     return {str(key): value for key, value in settings.items()}
 
 
+def _check_secrets(settings: dict[str, Any], where: str) -> None:
+    """Recipes are kept and passed on, so none may hold a hub token or a password."""
+    for key, value in settings.items():
+        parts = [
+            value,
+            *(value.values() if isinstance(value, dict) else value if isinstance(value, list) else []),
+        ]
+        if any(isinstance(part, str) and without_secrets(part) != part for part in parts):
+            raise SiftuneError(
+                "holds a token or password, which would be written into the run",
+                where=f"{where}, {key}",
+                todo="Put the token into the environment variable HF_TOKEN",
+            )
+
+
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no number of thousands of digits
+        return "this number"
     return text if len(text) <= 80 else text[:77] + "…"

@@ -41,14 +41,22 @@ def find_sources(given: str) -> list[Source]:
 
     Raises SiftuneError for a path that doesn't exist, an unknown ending, and a folder without data.
     """
-    path = Path(given).expanduser()
     if not given:  # Path("") would be the current folder
         raise SiftuneError(
             "the path is empty", where="''", todo="Name a file, a folder or a data set on the hub"
         )
-    if path.is_dir():
+    path = Path(given)
+    try:
+        path = path.expanduser()
+        is_folder, is_there = path.is_dir(), path.exists()
+    # a name too long for the system, a home of nobody, a folder that may not be looked into
+    except (OSError, RuntimeError) as error:
+        raise SiftuneError(
+            f"can't be looked up ({error})", where=_shown(given)[:200], todo="Check the path"
+        ) from error
+    if is_folder:
         return _folder(path, None, given)
-    if path.exists():
+    if is_there:
         return [_file(path, given)]
     before, colon, split = given.rpartition(":")
     if colon and Path(before).expanduser().is_dir():
@@ -74,7 +82,7 @@ def _folder(folder: Path, split: str | None, given: str) -> list[Source]:
             where=given,
             todo="Name a file in it",
         )
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = sorted(path for path in folder.iterdir() if not path.is_dir() and not path.name.startswith("."))
     files = [path for path in files if _ending(path)]
     if not files:
         raise SiftuneError("the folder holds no data", where=given, todo=f"Known endings are {ENDINGS}")
@@ -86,6 +94,12 @@ def _file(path: Path, given: str) -> Source:
     if not ending:
         raise SiftuneError(
             "the ending of the file is not known", where=given, todo=f"Known endings are {ENDINGS}"
+        )
+    if not path.is_file():
+        raise SiftuneError(
+            "is no file: a pipe, a device, or a link to nothing",
+            where=_shown(given),
+            todo="Write the rows to a file first: they are read more than once",
         )
     read = _READERS[
         next(part for part in _READERS if ending.lower().startswith(part + ".") or ending.lower() == part)

@@ -46,9 +46,10 @@ def folder_rows(folder: Path, split: str | None, shown: str) -> Iterator[Row]:
 
     try:
         dataset = load_from_disk(str(folder))
-    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+    # Any Exception: what the library makes of a state.json that it didn't write differs from field to field
+    except Exception as error:
         raise SiftuneError(
-            f"can't be read as a folder of datasets: {error}",
+            f"can't be read as a folder of datasets: {type(error).__name__}: {error}",
             where=shown,
             todo="Write it again with save_to_disk",
         ) from error
@@ -123,6 +124,8 @@ def _hub_error(error: Exception, shown: str, count: int) -> NoReturn:
 
 def _rows(batch: pa.RecordBatch | pa.Table, shown: str, before: int) -> Iterator[Row]:
     """The rows of a batch, the first of which is number `before` + 1."""
+    import pyarrow as pa
+
     names = batch.schema.names
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -138,9 +141,10 @@ def _rows(batch: pa.RecordBatch | pa.Table, shown: str, before: int) -> Iterator
                 where=shown,
                 todo="Remove that column from the data (siftune reads text alone)",
             ) from error
-        except ValueError as error:
+        # a date beyond the year 9999, JSON nested without end
+        except (ValueError, OverflowError, RecursionError, pa.ArrowException) as error:
             raise SiftuneError(
-                f"column {field.name!r} holds broken text ({error})",
+                f"column {field.name!r} holds broken text or numbers ({error})",
                 where=f"{shown}, rows {before + 1} to {before + batch.num_rows}",
                 todo="Write the file again",
             ) from error

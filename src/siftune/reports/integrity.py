@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -55,12 +56,13 @@ def stages_of(log: Path) -> list[dict[str, Any]]:
                 "done": 0,
             },
         )
-        if event["event"] == "stage began":
+        if event.get("event") == "stage began":
             stage["began"] += 1
             continue
-        if not {"seconds", "cpu_seconds", "peak_memory_mib"} <= event.keys():
+        costs = [event.get(name) for name in ("seconds", "cpu_seconds", "peak_memory_mib")]
+        if not all(isinstance(cost, (int, float)) and math.isfinite(cost) for cost in costs):
             continue
-        stage["done"] += event["event"] == "stage done"
+        stage["done"] += event.get("event") == "stage done"
         stage["seconds"] = round(stage["seconds"] + event["seconds"], 2)
         stage["cpu_seconds"] = round(stage["cpu_seconds"] + event["cpu_seconds"], 2)
         stage["peak_memory_mib"] = max(stage["peak_memory_mib"], event["peak_memory_mib"])

@@ -15,10 +15,10 @@ import numpy as np
 
 from siftune.datastore.index import read_index, usable_rows
 from siftune.datastore.pool import Pool
-from siftune.datastore.store import Datastore
+from siftune.datastore.store import Datastore, checkpoint_weight
 from siftune.datastore.targets import Target, missing_influence, read_influence
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_json
+from siftune.records.names import check_name
 from siftune.records.readers import TargetRow
 from siftune.selection.rules import scores_of
 from siftune.selection.selection import Selection
@@ -105,7 +105,7 @@ class Material:
 
     def target(self, name: str) -> Target:
         if name not in self._targets:
-            self._targets[name] = Target.open(self.path / "targets" / name)
+            self._targets[name] = Target.open(self.path / "targets" / check_name(name, "target"))
         return self._targets[name]
 
     def scores_by_checkpoint(self, name: str) -> dict[int, np.ndarray]:
@@ -138,4 +138,4 @@ class Material:
     def weights(self) -> dict[int, float]:
         """A weight per checkpoint."""
         folders = (self.path / "checkpoints").glob("[0-9]*")
-        return {int(p.name): float(read_json(p / "checkpoint.json")["weight"]) for p in folders}
+        return {int(p.name): checkpoint_weight(p) for p in folders}

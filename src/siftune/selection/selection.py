@@ -20,8 +20,18 @@ import pyarrow.parquet as pq
 
 from siftune.datastore.pool import Pool
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_json, write_json, written_whole
+from siftune.records.files import check_regular, read_json, write_json, written_whole
 from siftune.selection.rules import Scores
+
+_SETTINGS = {"method", "rule", "target", "keep", "checkpoints", "repeats", "pool_rows", "pool"}
+_SCORES = {
+    "row": pa.int64(),
+    "score": pa.float32(),
+    "rank": pa.int64(),
+    "best_subtask": pa.string(),
+    "selected": pa.bool_(),
+}
+"""Columns of scores.parquet that others rest on."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,12 @@ class Selection:
         if not (path / "selection.json").exists():
             raise SiftuneError("holds no selection", where=str(path), todo="Make one with 'siftune select'")
         found = read_json(path / "selection.json")
-        if not isinstance(found, dict) or set(found) != {"settings", "summary"}:
+        parts = found if isinstance(found, dict) and set(found) == {"settings", "summary"} else {}
+        if (
+            not parts
+            or not all(isinstance(part, dict) for part in parts.values())
+            or not set(parts["settings"]) >= _SETTINGS
+        ):
             raise SiftuneError(
                 "is not a selection that siftune wrote",
                 where=str(path / "selection.json"),
@@ -59,7 +74,23 @@ class Selection:
                 where=str(self.path / "scores.parquet"),
                 todo=f"Remove the folder {self.path} and choose again under its name",
             )
-        return pq.read_table(self.path / "scores.parquet")
+        file = self.path / "scores.parquet"
+        try:
+            check_regular(file)
+            table = pq.read_table(file, partitioning=None)
+            wrong = sorted(name for name, kind in _SCORES.items() if table.schema.field(name).type != kind)
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise self._unreadable(file, f"{type(error).__name__}: {error}") from error
+        if wrong or table["row"].to_pylist() != list(range(len(table))):
+            raise self._unreadable(file, f"column {', '.join(wrong) or 'row'} holds something else")
+        return table
+
+    def _unreadable(self, file: Path, why: str) -> SiftuneError:
+        return SiftuneError(
+            f"is not what siftune wrote ({' '.join(why.split())[:200]})",
+            where=str(file),
+            todo=f"Remove the folder {self.path} and choose again under its name",
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """The chosen rows, best first."""
