@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from siftune.datastore.pool import Pool
-from siftune.records.files import digest_of, written_whole
+from siftune.datastore.side_car import fitting_side_car, is_sound, write_side_car
+from siftune.records.errors import SiftuneError
+from siftune.records.files import digest_of, read_sealed, written_whole
 from siftune.records.text import without_quotes
 
 _KEPT = ["row", "id", "source", "fingerprint", "n_tokens", "n_trained", "status", "reason", "mask", "where"]
@@ -37,7 +39,8 @@ def write_index(
     file = run / "pool" / "index.parquet"
     digests = [shard.digest for shard in pool.plan.shards]
     made_of = digest_of([digests, list(warmup_rows), sorted(without_feature.items()), with_text])
-    if file.exists() and (pq.read_schema(file).metadata or {}).get(b"made_of") == made_of.encode():
+    found = fitting_side_car(file, made_of)
+    if found is not None and is_sound(file, found):
         return
     in_warmup = np.zeros(pool.plan.n_rows, dtype=bool)
     in_warmup[np.asarray(warmup_rows, dtype=np.int64)] = True
@@ -61,11 +64,21 @@ def write_index(
     index = pa.concat_tables(parts).combine_chunks().replace_schema_metadata({"made_of": made_of})
     with written_whole(file) as aside:
         pq.write_table(index, aside)
+    write_side_car(file, made_of, {})
 
 
 def read_index(run: Path) -> pa.Table:
     """The index as Arrow: row, id, source, fingerprint, n_tokens, n_trained, status, reason, mask, in_warmup."""
-    return pq.read_table(run / "pool" / "index.parquet")
+    file = run / "pool" / "index.parquet"
+    if (side_car := file.with_suffix(".json")).exists():
+        notes = read_sealed(side_car)
+        if not is_sound(file, notes):
+            raise SiftuneError(
+                "is damaged: its bytes are not those that were written (its checksum differs)",
+                where=str(file),
+                todo="Remove it and run the same 'siftune run' again: it is made anew",
+            )
+    return pq.read_table(file)
 
 
 def usable_rows(table: pa.Table) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_json, write_json
+from siftune.records.files import read_sealed, write_sealed
 
 PACKAGES = ("siftune", "torch", "transformers", "peft", "tokenizers", "numpy")
 
@@ -24,9 +24,9 @@ def claim(path: Path, made_with: dict[str, Any], what: str, made_by: dict[str, s
     change rounding only, so other ones are not refused: those that differ are returned, `{package: "old, now new"}`.
     """
     if not path.exists():
-        write_json(path, {**made_with, "versions": made_by})
+        write_sealed(path, {**made_with, "versions": made_by})
         return {}
-    found = read_json(path)
+    found = read_sealed(path)
     versions_then = found.pop("versions", {})
     for key in [*made_with, *(key for key in found if key not in made_with)]:
         was, now = found.get(key), made_with.get(key)

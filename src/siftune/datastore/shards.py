@@ -6,9 +6,11 @@ the file's length; everything else is made again. Whoever reads a shard checks i
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,7 +31,8 @@ def write_shard(folder: Path, shard: Shard, tensors: dict[str, Tensor], notes: d
     file = shard_file(folder, shard)
     with written_whole(file, lasting=False) as aside:  # the side-car, next in the folder, makes both last
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
-    write_side_car(file, shard.digest, {**rows_of(shard), **notes})
+    numbers = {name: _crc32(tensor.numpy()) for name, tensor in tensors.items() if tensor.dim() == 1}
+    write_side_car(file, shard.digest, {**rows_of(shard), **notes, "numbers": numbers})
 
 
 def shard_notes(folder: Path, shard: Shard) -> dict[str, Any] | None:
@@ -51,11 +54,7 @@ def read_shard(folder: Path, shard: Shard) -> dict[str, Tensor]:
             todo="Run the same 'siftune run' again: it is made anew",
         )
     if not is_sound(file, notes):
-        raise SiftuneError(
-            "is damaged: its bytes are not those that were written (its checksum differs)",
-            where=str(file),
-            todo="Remove it and run the same 'siftune run' again: it is made anew",
-        )
+        raise _damaged(file)
     with safe_open(file, "pt") as opened:
         tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     for name, tensor in tensors.items():
@@ -66,3 +65,29 @@ def read_shard(folder: Path, shard: Shard) -> dict[str, Tensor]:
                 todo="Remove it and run again",
             )
     return tensors
+
+
+def read_numbers(folder: Path, shard: Shard, name: str) -> np.ndarray:
+    """One tensor of a number a row, its own bytes checked; the features beside it are not read.
+
+    Raises SiftuneError where it is damaged.
+    """
+    file = shard_file(folder, shard)
+    notes = shard_notes(folder, shard) or {}
+    with safe_open(file, "numpy") as opened:
+        values_n = opened.get_tensor(name)
+    if _crc32(values_n) != notes.get("numbers", {}).get(name, _crc32(values_n)):
+        raise _damaged(file)
+    return values_n
+
+
+def _crc32(values_n: np.ndarray) -> str:
+    return f"{zlib.crc32(np.ascontiguousarray(values_n).data):08x}"
+
+
+def _damaged(file: Path) -> SiftuneError:
+    return SiftuneError(
+        "is damaged: its bytes are not those that were written (its checksum differs)",
+        where=str(file),
+        todo="Remove it and run the same 'siftune run' again: it is made anew",
+    )

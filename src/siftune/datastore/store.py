@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 from torch import Tensor
 
 from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.quantise import restored, restored_blocks
-from siftune.datastore.shards import read_shard, shard_file, shard_notes
+from siftune.datastore.shards import read_numbers, read_shard, shard_notes
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_json
+from siftune.records.files import read_sealed
 
 
 class Datastore:
@@ -34,7 +33,7 @@ class Datastore:
             raise SiftuneError(
                 "holds no datastore", where=str(path), todo="Run 'siftune run' on to the datastore first"
             )
-        self.manifest: dict[str, Any] = read_json(path / "manifest.json")
+        self.manifest: dict[str, Any] = read_sealed(path / "manifest.json")
 
     def missing(self) -> list[Shard]:
         """Shards that are not done."""
@@ -55,11 +54,7 @@ class Datastore:
 
     def numbers(self, name: str) -> np.ndarray:
         """One number of every pool row, fp32: `loss`, `grad_norm`, `direction_norm` or `projection_norm`."""
-        parts = []
-        for shard in self.plan.shards:
-            with safe_open(shard_file(self.path, shard), "numpy") as file:
-                parts.append(file.get_tensor(name))
-        return np.concatenate(parts)
+        return np.concatenate([read_numbers(self.path, shard, name) for shard in self.plan.shards])
 
     def without_feature(self) -> Iterator[tuple[int, str]]:
         """(row, reason) of every row that could be read but got no feature."""

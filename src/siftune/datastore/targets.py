@@ -10,7 +10,7 @@ influence/CKPT/shard-00000.safetensors   influence [n, V] fp32 = <Φ(n), φ(v)>,
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from siftune.datastore.side_car import fitting_side_car, is_sound, write_side_ca
 from siftune.datastore.store import Datastore
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
-from siftune.records.files import digest_of, read_json, write_json, write_text, written_whole
+from siftune.records.files import digest_of, read_sealed, sha256_of, write_sealed, write_text, written_whole
 from siftune.records.readers import TargetRow
 
 
 @dataclass(frozen=True)
 class Target:
-    """A target that was read into a run: `subtask_V[v]` names row v's subtask."""
+    """A target that was read into a run: `subtask_V[v]` names row v's subtask, `sha256` the digest of `rows.jsonl`."""
 
     path: Path
     name: str
@@ -37,6 +37,7 @@ class Target:
     digest: str
     fingerprint_V: list[str]
     subtask_V: list[str]
+    sha256: dict[str, str] = field(default_factory=dict)
 
     @property
     def subtasks(self) -> list[str]:
@@ -53,7 +54,7 @@ class Target:
                 where=str(path),
                 todo="Add it with 'siftune score RUN --target NAME=FILE'",
             )
-        return cls(path, **read_json(path / "target.json"))
+        return cls(path, **read_sealed(path / "target.json"))
 
 
 def write_target(path: Path, source: str, rows: list[TargetRow], tokens: TokenRows) -> Target:
@@ -88,8 +89,9 @@ def write_target(path: Path, source: str, rows: list[TargetRow], tokens: TokenRo
         "digest": digest,
         "fingerprint_V": [row.example.fingerprint for row in rows],
         "subtask_V": [row.subtask for row in rows],
+        "sha256": {"rows.jsonl": sha256_of(path / "rows.jsonl")},
     }
-    write_json(path / "target.json", about)
+    write_sealed(path / "target.json", about)
     return Target.open(path)
 
 
@@ -111,9 +113,15 @@ def read_influence(target: Target, checkpoint: int, store: Datastore) -> np.ndar
 
 
 def kept_rows(target: Target) -> list[TargetRow]:
-    """A target's rows as the run keeps them, without their other columns."""
-    rows = []
-    with (target.path / "rows.jsonl").open(encoding="utf-8") as file:
+    """A target's rows as the run keeps them, without their other columns. Raises SiftuneError where they are damaged."""
+    rows, kept = [], target.path / "rows.jsonl"
+    if not kept.exists() or (target.sha256 and sha256_of(kept) != target.sha256[kept.name]):
+        raise SiftuneError(
+            "is gone or no longer what was written",
+            where=str(kept),
+            todo=f"Remove {target.path / 'target.json'} and run again with the target's file: its rows are read anew",
+        )
+    with kept.open(encoding="utf-8") as file:
         for line in map(json.loads, file):
             example = Example(line["id"], target.name, line["messages"], line["where"], tools=line["tools"])
             rows.append(TargetRow(example, line["subtask"]))

@@ -21,7 +21,7 @@ from siftune.methods.vectors import vector_influence
 from siftune.pipeline.session import Session
 from siftune.records.budget import Budget
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_json
+from siftune.records.files import read_sealed
 from siftune.records.plain import text_of
 from siftune.records.recipe import Method
 from siftune.selection.rules import Scores, scores_alone, scores_of
@@ -77,7 +77,7 @@ def stores_of(session: Session) -> list[WeightedStore]:
             raise _unmade(
                 session, f"the datastore lacks {len(store.missing())} shards at checkpoint {number}"
             )
-        stores.append(WeightedStore(number, float(read_json(folder / "checkpoint.json")["weight"]), store))
+        stores.append(WeightedStore(number, float(read_sealed(folder / "checkpoint.json")["weight"]), store))
     if not stores:
         raise _unmade(session, "this run has no checkpoints")
     return stores

@@ -81,6 +81,23 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """As `write_json`, with a digest of `value` under `seal`, so that `read_sealed` finds what was changed since."""
+    write_json(path, {**value, "seal": digest_of(value)[:32]})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote; SiftuneError where it is no longer that. What an older siftune wrote has no seal to check."""
+    found = read_json(path)
+    if not isinstance(found, dict) or found.pop("seal", None) not in (None, digest_of(found)[:32]):
+        raise SiftuneError(
+            "is damaged: it is not what was written (its seal differs)",
+            where=str(path),
+            todo="Remove it and run the same command again",
+        )
+    return found
+
+
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:

@@ -18,7 +18,7 @@ from siftune.datastore.pool import Pool
 from siftune.datastore.store import Datastore
 from siftune.datastore.targets import Target, missing_influence, read_influence
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_json
+from siftune.records.files import read_sealed
 from siftune.records.readers import TargetRow
 from siftune.selection.rules import scores_of
 from siftune.selection.selection import Selection
@@ -138,4 +138,4 @@ class Material:
     def weights(self) -> dict[int, float]:
         """A weight per checkpoint."""
         folders = (self.path / "checkpoints").glob("[0-9]*")
-        return {int(p.name): float(read_json(p / "checkpoint.json")["weight"]) for p in folders}
+        return {int(p.name): float(read_sealed(p / "checkpoint.json")["weight"]) for p in folders}
