@@ -129,17 +129,26 @@ def _mended(scene: Scene, like: Undisturbed, out: Path, name: str) -> tuple[bool
 
 def _to_remove(name: str) -> list[str]:
     """What has to go so that it is made anew: documented in docs/reference/files.md."""
-    parts = name.split("/")
-    if parts[0] == "pool":
-        return ["pool/plan.json", name]
-    if parts[0] == "selections":
-        return ["selections/sums"]
-    if parts[0] == "checkpoints" and len(parts) == 3:
-        return ["checkpoints/1"]
-    return [name]
+    path = Path(name)
+    if path.name == "warmup.json":
+        return ["checkpoints", "datastore"]
+    if name == "checkpoints/manifest.json":  # written when a model is next loaded
+        return [name, *_both("targets/sums/features/1")]
+    if path.name == "manifest.json" or path.parts[0] in ("checkpoints", "selections"):
+        return [str(path.parent)]
+    if path.parts[0] == "pool":
+        return ["pool/plan.json", *_both(str(path.with_suffix("")))]
+    return ["targets/sums/target.json"] if path.name == "rows.jsonl" else _both(str(path.with_suffix("")))
+
+
+def _both(name: str) -> list[str]:
+    """A file and its side-car."""
+    return [name + ending for ending in (".safetensors", ".arrow", ".parquet", ".json")]
 
 
 def _kin(name: str, text: str) -> bool:
     """Is the file named, or the one that it is the side-car of, or its folder?"""
     path = Path(name)
+    if path.parts[0] == "checkpoints" and "was made with checkpoint = " in text:
+        return True
     return any(str(part) in text for part in (path, path.with_suffix(""), path.parent))

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from siftune.datastore.manifest import check_no_shards, read_manifest
 from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.quantise import restored, restored_blocks
 from siftune.datastore.shards import read_numbers, read_shard, shard_notes
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_sealed
 
 
 class Datastore:
@@ -30,10 +30,11 @@ class Datastore:
     def __init__(self, path: Path, plan: ShardPlan):
         self.path, self.plan = path, plan
         if not (path / "manifest.json").exists():
+            check_no_shards(path)
             raise SiftuneError(
                 "holds no datastore", where=str(path), todo="Run 'siftune run' on to the datastore first"
             )
-        self.manifest: dict[str, Any] = read_sealed(path / "manifest.json")
+        self.manifest: dict[str, Any] = read_manifest(path / "manifest.json")
 
     def missing(self) -> list[Shard]:
         """Shards that are not done."""

@@ -162,8 +162,8 @@ def write_numbers(target: Target, file: Path, tensors: dict[str, np.ndarray]) ->
 
 
 def _numbers(target: Target, file: Path) -> np.ndarray:
-    """Features or vectors of a target, their bytes checked; those that an older siftune wrote have no side-car to check them by."""
-    if file.with_suffix(".json").exists():
+    """Features or vectors of a target, their bytes checked; beside a target that an older siftune wrote they may have no side-car to check them by."""
+    if target.sha256 or file.with_suffix(".json").exists():
         notes = fitting_side_car(file, target.digest)
         if notes is None or not is_sound(file, notes):
             raise SiftuneError(

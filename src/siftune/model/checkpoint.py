@@ -69,7 +69,7 @@ class Checkpoint:
                 raise SiftuneError(
                     "is damaged: its bytes are not those that were written (its SHA-256 differs)",
                     where=str(self.path / name),
-                    todo=f"Put it back, or remove {self.path.parent} and {self.path.parent.parent / 'datastore'} and run again",
+                    todo=f"Put it back, or remove the folder {self.path} and run the same 'siftune run' again: it is made anew",
                 )
 
     @property

@@ -71,14 +71,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=True) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, todo: str = "Remove it and run the same command again") -> Any:
     """Read a JSON file that siftune wrote; SiftuneError where it is broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SiftuneError(
-            f"is not valid JSON ({error})", where=str(path), todo="Remove it and run the same command again"
-        ) from error
+        raise SiftuneError(f"is not valid JSON ({error})", where=str(path), todo=todo) from error
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
@@ -86,14 +84,14 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
     write_json(path, {**value, "seal": digest_of(value)[:32]})
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, todo: str = "Remove it and run the same command again") -> dict[str, Any]:
     """What `write_sealed` wrote; SiftuneError where it is no longer that. What an older siftune wrote has no seal to check."""
-    found = read_json(path)
+    found = read_json(path, todo)
     if not isinstance(found, dict) or found.pop("seal", None) not in (None, digest_of(found)[:32]):
         raise SiftuneError(
             "is damaged: it is not what was written (its seal differs)",
             where=str(path),
-            todo="Remove it and run the same command again",
+            todo=todo,
         )
     return found
 
