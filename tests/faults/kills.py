@@ -100,13 +100,13 @@ def among_workers(scene: Scene, seed: int, case: str) -> Outcome:
     return Outcome(f"{KILL} of workers", case, False, True, True, 0)
 
 
-def frozen(scene: Scene, seed: int, case: str) -> Outcome:
+def frozen(scene: Scene, seed: int, case: str, at: list[object] | None = None) -> Outcome:
     """A worker that stops between two steps of making a shard until its claim is void and others have made it, and then wakes up."""
     moments = draw(seed, "frozen", case)
     short = {"siftune.datastore.claims.EXPIRY": 1.0, "siftune.datastore.claims.BEAT": 0.2}
     like = scene.finished
     call = moments.choice(sorted(like.calls))
-    at = [call, moments.randint(2, 12), moments.choice(["before", "after"]), "SIGSTOP"]
+    at = at or [call, moments.randint(2, 12), moments.choice(["before", "after"]), "SIGSTOP"]
     with scene.place(scene.warm) as out:
         worker = scene.forks.start("worker", out, "--quiet", patch=short, at=at)
         while not _stopped(worker.pid):
@@ -123,7 +123,7 @@ def frozen(scene: Scene, seed: int, case: str) -> Outcome:
         note = "" if told else f"{ended.text[-300:]} {woken.text[-300:]}"
         return Outcome(
             "frozen worker",
-            f"{case}: {at[2]} {call} {at[1]}",
+            f"{case}: {at[2]} {at[0]} {at[1]}",
             True,
             told,
             identical and like.same(out),
