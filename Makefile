@@ -7,12 +7,13 @@ READY := $(VENV)/.ready
 PEERS := .venv-bench
 CODE := src tests benchmarks experiments examples docs
 
-.PHONY: help setup demo test check docs bench experiments lint-fix clean
+.PHONY: help setup demo test faults check docs bench experiments lint-fix clean
 
 help:
 	@echo "make setup     make $(VENV) with siftune and what developing it needs (Python 3.11 or newer; PYTHON=... names one)"
 	@echo "make demo      siftune on a real model and real data, start to end (ARGS=... goes to siftune demo)"
 	@echo "make test      the tests (ARGS=... goes to pytest)"
+	@echo "make faults    kills, full disks, damaged files: what is left of a run; half an hour, goes on where it was (WORK=... a folder for it, ARGS=--seed=N other moments)"
 	@echo "make check     style and types: ruff, basedpyright"
 	@echo "make docs      the documentation as a site in docs/_build/html, and its examples tried (warnings are errors)"
 	@echo "make bench     the engine against floors and peers, which get an environment of their own ($(PEERS)); hours, goes on where it was (ARGS=... goes to benchmarks/engine.py)"
@@ -35,6 +36,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+faults: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m faults $(or $(WORK),.faults) $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check $(CODE)
@@ -67,5 +71,5 @@ lint-fix: $(READY)
 	$(BIN)/ruff format $(CODE)
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist docs/_build .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) $(PEERS) .faults build dist docs/_build .pytest_cache .hypothesis .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

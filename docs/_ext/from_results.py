@@ -30,6 +30,42 @@ def accuracy() -> str:
     )
 
 
+def reliability() -> str:
+    """The counts of benchmarks/results/reliability.json, as Markdown."""
+    file = RESULTS / "reliability.json"
+    if not file.exists():
+        return "Not measured on this checkout: `make faults` makes `benchmarks/results/reliability.json`.\n"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    made = f"Measured {found['date'][:10]} at commit {found['commit']} on {found['machine']['cpu']}, seed {found['seed']}."
+    kills = [of for fault, of in found["faults"].items() if fault.startswith("kill -9")]
+    total = f"kill -9: {sum(of['tries'] for of in kills)} times, {sum(of['lost_rows'] for of in kills)} rows lost."
+    table = [
+        "| fault | tries | told as documented | identical afterwards | lost rows | it fell into |",
+        "|---|---|---|---|---|---|",
+    ]
+    for fault, of in found["faults"].items():
+        where = ", ".join(f"{name} {n}" for name, n in of["where"].items())
+        cells = [fault, of["tries"], of["told"], of["identical"], of["lost_rows"], where]
+        table.append(f"| {' | '.join(map(str, cells))} |")
+    lines = [f"{made} {total}\n", *table]
+    if found["not_good"]:
+        lines.append("\nTries that were not as they should be:\n")
+        lines += [f"- {of['fault']}, {of['case']}: {_lacking(of)}" for of in found["not_good"]]
+    if found["skipped"]:
+        skipped = ", ".join(f"{fault} ({n})" for fault, n in found["skipped"].items())
+        lines.append(f"\nNot tried, since that machine could not: {skipped}.")
+    return "\n".join(lines) + "\n"
+
+
+def _lacking(of: dict[str, Any]) -> str:
+    lacks = {
+        "not told as documented": not of["told"],
+        "not identical": not of["identical"],
+        f"{of['lost']} rows lost": of["lost"] != 0,
+    }
+    return ", ".join(what for what, so in lacks.items() if so)
+
+
 def _choices(lines: list[dict[str, Any]]) -> list[str]:
     table = [
         "| choice | compared with | KiB a row | CPU | order, `top` | best 5 %, `top` | order, `by-subtask` | best 5 %, `by-subtask` |",

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from siftune.datastore.plan import ShardPlan
 from siftune.datastore.pool import SCHEMA, Pool
+from siftune.datastore.side_car import fitting_side_car, is_sound, write_side_car
 from siftune.records.errors import SiftuneError
-from siftune.records.files import check_regular, digest_of, written_whole
+from siftune.records.files import check_regular, digest_of, read_sealed, written_whole
 from siftune.records.text import without_quotes
 
 _KEPT = ["row", "id", "source", "fingerprint", "n_tokens", "n_trained", "status", "reason", "mask", "where"]
@@ -42,7 +43,8 @@ def write_index(
     file = run / "pool" / "index.parquet"
     digests = [shard.digest for shard in pool.plan.shards]
     made_of = digest_of([digests, list(warmup_rows), sorted(without_feature.items()), with_text])
-    if _made_of(file) == made_of.encode():
+    found = fitting_side_car(file, made_of)
+    if found is not None and is_sound(file, found):
         return
     in_warmup = np.zeros(pool.plan.n_rows, dtype=bool)
     in_warmup[np.asarray(warmup_rows, dtype=np.int64)] = True
@@ -66,26 +68,22 @@ def write_index(
     index = pa.concat_tables(parts).combine_chunks().replace_schema_metadata({"made_of": made_of})
     with written_whole(file) as aside:
         pq.write_table(index, aside)
-
-
-def _made_of(file: Path) -> bytes | None:
-    """What an index was made of, None where there is none or it is broken."""
-    try:
-        return (pq.read_schema(file).metadata or {}).get(b"made_of") if file.is_file() else None
-    except (OSError, pa.ArrowException):
-        return None
+    write_side_car(file, made_of, {})
 
 
 def read_index(run: Path) -> pa.Table:
     """The index as Arrow: row, id, source, fingerprint, n_tokens, n_trained, status, reason, mask, in_warmup.
 
-    Raises SiftuneError where it is missing, broken, or not one row for every row of the pool's plan.
+    Raises SiftuneError where it is missing, damaged, or not one row for every row of the pool's plan.
     """
     file = run / "pool" / "index.parquet"
     n_rows = ShardPlan.read(run / "pool" / "plan.json").n_rows
     try:
         check_regular(file)
-        index = pq.read_table(file, partitioning=None)
+        side_car = file.with_suffix(".json")
+        if side_car.exists() and not is_sound(file, read_sealed(side_car)):
+            raise _not_the_index("its bytes are not those that were written: its checksum differs", file)
+        index = pq.read_table(file, partitioning=None)  # pyright: ignore[reportArgumentType]
         index = index.select(_COLUMNS.names).cast(_COLUMNS)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise _not_the_index(f"{type(error).__name__}: {error}", file) from error
@@ -96,7 +94,7 @@ def read_index(run: Path) -> pa.Table:
 
 def _not_the_index(why: str, file: Path) -> SiftuneError:
     return SiftuneError(
-        f"is not the index of this pool ({' '.join(why.split())[:200]})",
+        f"is damaged or not the index of this pool ({' '.join(why.split())[:200]})",
         where=str(file),
         todo="Remove it and run the same 'siftune run' again: it is made anew",
     )

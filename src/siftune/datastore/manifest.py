@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_object, write_json
+from siftune.records.files import read_sealed, write_sealed
 
 PACKAGES = ("siftune", "torch", "transformers", "peft", "tokenizers", "numpy")
 
@@ -17,6 +17,23 @@ def versions() -> dict[str, str]:
     return {package: version(package) for package in PACKAGES}
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest; SiftuneError where it is damaged."""
+    return read_sealed(
+        path, todo=f"Remove the folder {path.parent} and run the same 'siftune run' again: it is made anew"
+    )
+
+
+def check_no_shards(folder: Path) -> None:
+    """Shards without a manifest are of nobody knows what: SiftuneError."""
+    if any(folder.glob("shard-*.safetensors")):
+        raise SiftuneError(
+            "is missing, so nothing says what the shards beside it were made with",
+            where=str(folder / "manifest.json"),
+            todo=f"Remove the folder {folder} and run the same 'siftune run' again: it is made anew",
+        )
+
+
 def claim(path: Path, made_with: dict[str, Any], what: str, made_by: dict[str, str]) -> dict[str, str]:
     """Write a manifest, or check that the one that exists says the same.
 
@@ -24,9 +41,10 @@ def claim(path: Path, made_with: dict[str, Any], what: str, made_by: dict[str, s
     change rounding only, so other ones are not refused: those that differ are returned, `{package: "old, now new"}`.
     """
     if not path.exists():
-        write_json(path, {**made_with, "versions": made_by})
+        check_no_shards(path.parent)
+        write_sealed(path, {**made_with, "versions": made_by})
         return {}
-    found = read_object(path)
+    found = read_manifest(path)
     versions_then = found.pop("versions", {})
     if not isinstance(versions_then, dict):
         versions_then = {}

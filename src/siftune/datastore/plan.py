@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_json, write_json
+from siftune.records.files import read_sealed, write_sealed
 
 MOST_ROWS = 100_000
 """Rows that a shard may have, as the setting shard_rows says."""
@@ -55,7 +55,7 @@ class ShardPlan:
         shards = [
             {key: value for key, value in asdict(shard).items() if key != "number"} for shard in self.shards
         ]
-        write_json(
+        write_sealed(
             path,
             {
                 "batch_tokens": self.batch_tokens,
@@ -68,7 +68,7 @@ class ShardPlan:
     @classmethod
     def read(cls, path: Path) -> ShardPlan:
         """Raises SiftuneError where the file is not a shard plan whose ranges follow one another."""
-        found = read_json(path)
+        found = read_sealed(path)
         try:
             shards = tuple(
                 Shard(number, int(s["start"]), int(s["stop"]), str(s["digest"]))

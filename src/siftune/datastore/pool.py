@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from siftune.datastore.plan import Shard, ShardPlan
+from siftune.datastore.side_car import fitting_side_car, is_sound
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
 from siftune.records.formats import conversation_of
@@ -60,7 +61,11 @@ class Pool:
 
     def table(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
         """A shard's rows (all, scorable or not), in pool order."""
-        table = read_table(self.path / f"{shard.name}.arrow")
+        file = self.path / f"{shard.name}.arrow"
+        kept = file.exists() and file.with_suffix(".json").exists()
+        notes = fitting_side_car(file, shard.digest) if kept else None
+        damaged = kept and (notes is None or not is_sound(file, notes))  # an older siftune wrote no side-car
+        table = None if damaged else read_table(file)
         digest = (table.schema.metadata or {}).get(b"digest") if table else None
         if (
             table is None
@@ -70,7 +75,7 @@ class Pool:
         ):
             raise SiftuneError(
                 "is missing, broken or not the shard of the plan",
-                where=str(self.path / f"{shard.name}.arrow"),
+                where=str(file),
                 todo="Remove RUN/pool/plan.json and run the same command again: the pool is read anew",
             )
         return table.select(columns) if columns else table

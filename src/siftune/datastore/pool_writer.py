@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from siftune.chat.encoder import ChatEncoder, Encoded
 from siftune.datastore.plan import Shard, ShardPlan
-from siftune.datastore.pool import SCHEMA, Pool, read_table
-from siftune.datastore.side_car import fitting_side_car, rows_of, write_side_car
+from siftune.datastore.pool import SCHEMA, Pool
+from siftune.datastore.side_car import fitting_side_car, is_sound, rows_of, write_side_car
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example, LeftOut
 from siftune.records.files import digest_of, written_whole
@@ -52,12 +52,8 @@ def build_pool(
         digest = digest_of([encoder.fingerprint, start, *(_content(item) for item in group)])[:32]
         shard = Shard(len(shards), start, start + len(group), digest)
         file = path / f"{shard.name}.arrow"
-        found = read_table(file)
-        if (
-            found is None
-            or (found.schema.metadata or {}).get(b"digest") != digest.encode()
-            or fitting_side_car(file, digest) is None
-        ):
+        notes = fitting_side_car(file, digest)
+        if notes is None or not is_sound(file, notes):
             _write(file, _encoded_table(group, start, encoder), shard)
         shards.append(shard)
         on_shard(shard)

@@ -6,9 +6,11 @@ the file's length; everything else is made again. Whoever reads a shard checks i
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -34,7 +36,8 @@ def write_shard(folder: Path, shard: Shard, tensors: dict[str, Tensor], notes: d
     file = shard_file(folder, shard)
     with written_whole(file, lasting=False) as aside:  # the side-car, next in the folder, makes both last
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
-    write_side_car(file, shard.digest, {**rows_of(shard), **notes})
+    numbers = {name: _crc32(tensor.numpy()) for name, tensor in tensors.items() if tensor.dim() == 1}
+    write_side_car(file, shard.digest, {**rows_of(shard), **notes, "numbers": numbers})
 
 
 def shard_notes(folder: Path, shard: Shard) -> dict[str, Any] | None:
@@ -56,16 +59,12 @@ def read_shard(folder: Path, shard: Shard) -> dict[str, Tensor]:
             todo="Run the same 'siftune run' again: it is made anew",
         )
     if not is_sound(file, notes):
-        raise SiftuneError(
-            "is damaged: its bytes are not those that were written (its checksum differs)",
-            where=str(file),
-            todo="Remove it and run the same 'siftune run' again: it is made anew",
-        )
+        raise _damaged(file)
     try:
         with safe_open(file, "pt") as opened:
             tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise not_a_shard(error, file) from error
+        raise _not_a_shard(error, file) from error
     for name, tensor in tensors.items():
         if tensor.dim() and len(tensor) != len(shard):
             raise SiftuneError(
@@ -76,10 +75,41 @@ def read_shard(folder: Path, shard: Shard) -> dict[str, Tensor]:
     return tensors
 
 
-def not_a_shard(why: object, file: Path) -> SiftuneError:
+def read_numbers(folder: Path, shard: Shard, name: str) -> np.ndarray:
+    """One tensor of a number a row, its own bytes checked; the features beside it are not read.
+
+    Raises SiftuneError where it is damaged.
+    """
+    file = shard_file(folder, shard)
+    notes = shard_notes(folder, shard) or {}
+    try:
+        with safe_open(file, "numpy") as opened:
+            values_n = opened.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise _not_a_shard(error, file) from error
+    if values_n.shape != (len(shard),):
+        raise _not_a_shard(f"{name} is not one number of every row", file)
+    if _crc32(values_n) != notes.get("numbers", {}).get(name, _crc32(values_n)):
+        raise _damaged(file)
+    return values_n
+
+
+def _crc32(values_n: np.ndarray) -> str:
+    return f"{zlib.crc32(np.ascontiguousarray(values_n).data):08x}"
+
+
+def _not_a_shard(why: object, file: Path) -> SiftuneError:
     """The error for a file that has a shard's name and a sound checksum, and is none."""
     return SiftuneError(
         f"is not a shard that siftune wrote ({why})",
+        where=str(file),
+        todo="Remove it and run the same 'siftune run' again: it is made anew",
+    )
+
+
+def _damaged(file: Path) -> SiftuneError:
+    return SiftuneError(
+        "is damaged: its bytes are not those that were written (its checksum differs)",
         where=str(file),
         todo="Remove it and run the same 'siftune run' again: it is made anew",
     )

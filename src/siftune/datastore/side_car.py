@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from siftune.datastore.plan import Shard
-from siftune.records.files import read_object, write_json
+from siftune.records.files import read_sealed, write_sealed
 
 _CHUNK = 2**18
 """Bytes hashed at a time: few enough to stay in the processor's cache."""
@@ -24,7 +24,7 @@ def write_side_car(file: Path, digest: str, notes: dict[str, Any]) -> None:
     """Commit `file`. digest: of what it was made for; notes: JSON values that rerunning would make again."""
     crc32, sha256 = checksums(file, with_sha256=True)
     sums = {"digest": digest, "bytes": file.stat().st_size, "crc32": crc32, "sha256": sha256}
-    write_json(file.with_suffix(".json"), {**sums, **notes})
+    write_sealed(file.with_suffix(".json"), {**sums, **notes})
 
 
 def rows_of(shard: Shard) -> dict[str, int]:
@@ -36,7 +36,7 @@ def fitting_side_car(file: Path, digest: str) -> dict[str, Any] | None:
     """The side-car of a file that is done, or None where file or side-car lack or aren't of this digest and length."""
     if not (file.exists() and file.with_suffix(".json").exists()):
         return None
-    notes = read_object(file.with_suffix(".json"))
+    notes = read_sealed(file.with_suffix(".json"))
     done = notes.get("digest") == digest and notes.get("bytes") == file.stat().st_size
     return notes if done else None
 

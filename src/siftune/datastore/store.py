@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from siftune.datastore.manifest import check_no_shards, read_manifest
 from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.quantise import restored, restored_blocks
-from siftune.datastore.shards import not_a_shard, read_shard, shard_file, shard_notes
+from siftune.datastore.shards import read_numbers, read_shard, shard_notes
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_object
+from siftune.records.files import read_sealed
 
 
 def checkpoint_weight(checkpoint: Path) -> float:
     """The learning-rate weight w of a checkpoint folder of the run. SiftuneError where it says none."""
     file = checkpoint / "checkpoint.json"
-    weight = read_object(file, "weight")["weight"]
+    weight = read_sealed(file, "weight")["weight"]
     if not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
         raise SiftuneError(
             f"the weight {str(weight)[:40]!r} is none",
@@ -44,10 +44,11 @@ class Datastore:
     def __init__(self, path: Path, plan: ShardPlan):
         self.path, self.plan = path, plan
         if not (path / "manifest.json").exists():
+            check_no_shards(path)
             raise SiftuneError(
                 "holds no datastore", where=str(path), todo="Run 'siftune run' on to the datastore first"
             )
-        self.manifest: dict[str, Any] = read_object(path / "manifest.json")
+        self.manifest: dict[str, Any] = read_manifest(path / "manifest.json")
 
     def missing(self) -> list[Shard]:
         """Shards that are not done."""
@@ -68,17 +69,7 @@ class Datastore:
 
     def numbers(self, name: str) -> np.ndarray:
         """One number of every pool row, fp32: `loss`, `grad_norm`, `direction_norm` or `projection_norm`."""
-        parts = []
-        for shard in self.plan.shards:
-            file = shard_file(self.path, shard)
-            try:
-                with safe_open(file, "numpy") as opened:
-                    parts.append(opened.get_tensor(name))
-            except (SafetensorError, OSError) as error:
-                raise not_a_shard(error, file) from error
-            if parts[-1].shape != (len(shard),):
-                raise not_a_shard(f"{name} is not one number of every row", file)
-        return np.concatenate(parts)
+        return np.concatenate([read_numbers(self.path, shard, name) for shard in self.plan.shards])
 
     def without_feature(self) -> Iterator[tuple[int, str]]:
         """(row, reason) of every row that could be read but got no feature."""

@@ -10,7 +10,7 @@ influence/CKPT/shard-00000.safetensors   influence [n, V] fp32 = <Φ(n), φ(v)>,
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from siftune.datastore.side_car import fitting_side_car, is_sound, write_side_ca
 from siftune.datastore.store import Datastore
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
-from siftune.records.files import digest_of, read_object, write_json, write_text, written_whole
+from siftune.records.files import digest_of, read_sealed, sha256_of, write_sealed, write_text, written_whole
 from siftune.records.formats import conversation_of
 from siftune.records.readers import TargetRow
 from siftune.records.row import UnusableError
@@ -34,7 +34,7 @@ _ABOUT = ("name", "source", "digest", "fingerprint_V", "subtask_V")
 
 @dataclass(frozen=True)
 class Target:
-    """A target that was read into a run: `subtask_V[v]` names row v's subtask."""
+    """A target that was read into a run: `subtask_V[v]` names row v's subtask, `sha256` the digest of `rows.jsonl`."""
 
     path: Path
     name: str
@@ -42,6 +42,7 @@ class Target:
     digest: str
     fingerprint_V: list[str]
     subtask_V: list[str]
+    sha256: dict[str, str] = field(default_factory=dict)
 
     @property
     def subtasks(self) -> list[str]:
@@ -58,7 +59,7 @@ class Target:
                 where=str(path),
                 todo="Add it with 'siftune score RUN --target NAME=FILE'",
             )
-        about = read_object(path / "target.json", *_ABOUT)
+        about = read_sealed(path / "target.json", *_ABOUT)
         rows = (about["fingerprint_V"], about["subtask_V"])
         texts = [
             about["name"],
@@ -68,7 +69,7 @@ class Target:
         ]
         if not all(isinstance(of, list) for of in rows) or len(rows[0]) != len(rows[1]) or not rows[0]:
             texts.append(None)
-        if set(about) != set(_ABOUT) or not all(isinstance(text, str) for text in texts):
+        if set(about) - {"sha256"} != set(_ABOUT) or not all(isinstance(text, str) for text in texts):
             raise _no_target("is not a target that siftune wrote", path / "target.json")
         return cls(path, **about)
 
@@ -105,8 +106,9 @@ def write_target(path: Path, source: str, rows: list[TargetRow], tokens: TokenRo
         "digest": digest,
         "fingerprint_V": [row.example.fingerprint for row in rows],
         "subtask_V": [row.subtask for row in rows],
+        "sha256": {"rows.jsonl": sha256_of(path / "rows.jsonl")},
     }
-    write_json(path / "target.json", about)
+    write_sealed(path / "target.json", about)
     return Target.open(path)
 
 
@@ -128,7 +130,7 @@ def read_influence(target: Target, checkpoint: int, store: Datastore) -> np.ndar
 
 
 def kept_rows(target: Target) -> list[TargetRow]:
-    """A target's rows as the run keeps them, without their other columns."""
+    """A target's rows as the run keeps them, without their other columns. Raises SiftuneError where they are damaged."""
     rows, path = list[TargetRow](), target.path / "rows.jsonl"
     try:
         with path.open(encoding="utf-8") as file:
@@ -142,6 +144,8 @@ def kept_rows(target: Target) -> list[TargetRow]:
         ) from error
     if [row.example.fingerprint for row in rows] != target.fingerprint_V:
         raise _no_target("holds other rows than the target was made of", path)
+    if target.sha256 and sha256_of(path) != target.sha256[path.name]:
+        raise _no_target("is damaged: it is no longer what was written", path)
     return rows
 
 
@@ -187,8 +191,8 @@ def write_numbers(target: Target, file: Path, tensors: dict[str, np.ndarray]) ->
 
 
 def _numbers(target: Target, file: Path) -> np.ndarray:
-    """Features or vectors of a target, their bytes checked; those that an older siftune wrote have no side-car to check them by."""
-    if file.with_suffix(".json").exists():
+    """Features or vectors of a target, their bytes checked; beside a target that an older siftune wrote they may have no side-car to check them by."""
+    if target.sha256 or file.with_suffix(".json").exists():
         notes = fitting_side_car(file, target.digest)
         if notes is None or not is_sound(file, notes):
             raise SiftuneError(

@@ -27,7 +27,14 @@ from torch import Tensor
 
 from siftune.model.lora import adapter_tensors, is_lora_weight
 from siftune.records.errors import SiftuneError
-from siftune.records.files import disk_error, fsync, read_object
+from siftune.records.files import (
+    digest_of,
+    disk_error,
+    fsync,
+    read_object,
+    read_sealed,
+    sha256_of,
+)
 
 ADAPTER, CONFIG, ADAM, FACTS = (
     "adapter_model.safetensors",
@@ -40,7 +47,7 @@ _AGAIN = "Remove the folder and run the same command again"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint at rest in `path`; the moments are read when first asked for.
+    """One checkpoint at rest in `path`; the moments are read, and all its bytes checked, when first asked for.
 
     number, of:         1, 2, … in the order of training, of how many in all
     weight:             w, over all checkpoints of the run they sum to 1
@@ -48,6 +55,7 @@ class Checkpoint:
     betas, eps:         of Adam, as read from the optimizer's own state
     mean_learning_rate: over the steps since the previous checkpoint; None where the person gave the weights
     origin:             where it came from, JSON (folder, how the weight was found, notes, the probe's figures …)
+    sha256:             of its other files by name; empty where an older siftune wrote it
     """
 
     number: int
@@ -59,6 +67,17 @@ class Checkpoint:
     eps: float
     mean_learning_rate: float | None
     origin: dict[str, Any] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+
+    def check(self, *names: str) -> None:
+        """Raises SiftuneError where one of the files is no longer what was written."""
+        for name in names:
+            if name in self.sha256 and sha256_of(self.path / name) != self.sha256[name]:
+                raise SiftuneError(
+                    "is damaged: its bytes are not those that were written (its SHA-256 differs)",
+                    where=str(self.path / name),
+                    todo=f"Put it back, or remove the folder {self.path} and run the same 'siftune run' again: it is made anew",
+                )
 
     @property
     def exp_avg(self) -> dict[str, Tensor]:
@@ -72,6 +91,7 @@ class Checkpoint:
 
     @cached_property
     def _moments(self) -> dict[str, dict[str, Tensor]]:
+        self.check(ADAPTER, ADAM)
         parts: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
         for key, tensor in load_file(self.path / ADAM).items():
             kind, _, name = key.partition(".")
@@ -112,7 +132,9 @@ def write_checkpoint(
             "eps": eps,
             "mean_learning_rate": mean_learning_rate,
             "origin": origin,
+            "sha256": {name: sha256_of(aside / name) for name in (ADAPTER, CONFIG, ADAM)},
         }
+        facts["seal"] = digest_of(facts)[:32]
         (aside / FACTS).write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return read_checkpoint(path)
 
@@ -124,7 +146,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise SiftuneError(
                 f"holds no {name}, so it is not a whole checkpoint", where=str(path), todo=_AGAIN
             )
-    facts = read_object(path / FACTS)
+    facts = read_sealed(path / FACTS)
     try:
         checkpoint = Checkpoint(
             number=int(facts["number"]),
@@ -136,7 +158,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             eps=float(facts["eps"]),
             mean_learning_rate=facts["mean_learning_rate"],
             origin=facts["origin"],
+            sha256=facts.get("sha256", {}),
         )
+        checkpoint.check(CONFIG)
         shapes, moments = _shapes(path / ADAPTER), _shapes(path / ADAM)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError, OSError, SafetensorError) as error:
         raise SiftuneError(f"is broken ({error})", where=str(path), todo=_AGAIN) from error

@@ -29,7 +29,7 @@ from siftune.model.adopt import adopt
 from siftune.model.attention import quick_attention, recomputed
 from siftune.model.checkpoint import Checkpoint, list_checkpoints
 from siftune.model.load import quiet_transformers
-from siftune.model.lora import adapter_on, add_lora, seed_32
+from siftune.model.lora import adapter_on, add_lora, seed_32, target_names
 from siftune.records.errors import SiftuneError
 from siftune.records.files import digest_of, disk_error, read_json, sha256_of, write_json, write_text
 
@@ -104,7 +104,7 @@ def warm_up(
         "warmup_ratio": warmup_ratio,
         "micro_batch": micro_batch_of(batch, micro_batch),
         "gradient_checkpointing": gradient_checkpointing,
-        "lora": _lora_facts(lora),
+        "lora": _lora_facts(base, lora),
         "rows": digest_of([[ids.tolist(), trained.tolist()] for ids, trained in map(_as_row, rows)]),
         **({} if steps is None else {"steps": steps}),
     }
@@ -250,13 +250,18 @@ def micro_batch_of(batch: int, wanted: int | None) -> int:
     return next(size for size in range(limit, 0, -1) if batch % size == 0)
 
 
-def _lora_facts(lora: LoraSettings | Path) -> dict[str, Any]:
+def _lora_facts(base: PreTrainedModel, lora: LoraSettings | Path) -> dict[str, Any]:
     if isinstance(lora, Path):
         files = [
             lora / name for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
         ]
         return {path.name: sha256_of(path) for path in files if path.is_file()}
-    return {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout, "targets": sorted(lora.targets)}
+    return {
+        "rank": lora.rank,
+        "alpha": lora.alpha,
+        "dropout": lora.dropout,
+        "targets": target_names(base, lora.targets),
+    }
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import CHOICE, read_made_with, write_run_recipe
 from siftune.pipeline.stages import READING
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_object, write_json
+from siftune.records.files import read_sealed, write_sealed
 from siftune.records.log import RunLog
 from siftune.records.names import check_name
 from siftune.records.readers import TargetRow, read_pool, read_target
@@ -252,20 +252,26 @@ class Session:
 
     def warmup_rows(self) -> list[int] | None:
         """Pool rows of the warm-up, or None where it has not been decided (or checkpoints were adopted)."""
-        file = self.path / "checkpoints" / "warmup.json"
-        if not file.exists():
-            return None
-        rows, n_rows = read_object(file, "rows")["rows"], self.pool.plan.n_rows
-        if not isinstance(rows, list) or not all(type(row) is int and 0 <= row < n_rows for row in rows):
+        file, first = (self.path / "checkpoints" / name for name in ("warmup.json", "1/checkpoint.json"))
+        if file.exists():
+            rows, n_rows = read_sealed(file, "rows")["rows"], self.pool.plan.n_rows
+            if not isinstance(rows, list) or not all(type(row) is int and 0 <= row < n_rows for row in rows):
+                raise SiftuneError(
+                    "names rows that the pool doesn't have",
+                    where=str(file),
+                    todo="Start a new run with another --out",
+                )
+            return rows
+        if first.exists() and read_sealed(first, "origin")["origin"].get("kind") == "warm-up":
             raise SiftuneError(
-                "names rows that the pool doesn't have",
+                "is gone: it says which rows the warm-up was trained on",
                 where=str(file),
-                todo="Start a new run with another --out",
+                todo=f"Put it back, or remove {file.parent} and {self.path / 'datastore'} and run again",
             )
-        return rows
+        return None
 
     def decide_warmup_rows(self, rows: np.ndarray) -> list[int]:
-        write_json(
+        write_sealed(
             self.path / "checkpoints" / "warmup.json", {"seed": self.recipe.seed, "rows": rows.tolist()}
         )
         return rows.tolist()

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,10 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=True) + "\n")
 
 
-def read_json(path: Path) -> Any:
+AGAIN = "Remove it and run the same command again"
+
+
+def read_json(path: Path, todo: str = AGAIN) -> Any:
     """Read a JSON file that siftune wrote; SiftuneError where it is broken, or no file at all."""
     check_regular(path)
     try:
@@ -80,23 +83,40 @@ def read_json(path: Path) -> Any:
     # ValueError: also broken UTF-8, and numbers of thousands of digits
     except (ValueError, RecursionError) as error:
         told = "it is nested too deep" if isinstance(error, RecursionError) else error
-        raise SiftuneError(
-            f"is not valid JSON ({told})", where=str(path), todo="Remove it and run the same command again"
-        ) from error
+        raise SiftuneError(f"is not valid JSON ({told})", where=str(path), todo=todo) from error
 
 
-def read_object(path: Path, *keys: str) -> dict[str, Any]:
-    """As `read_json`, for a file that must hold an object with these keys among its own."""
-    found = read_json(path)
-    if not isinstance(found, dict):
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """As `write_json`, with a digest of `value` under `seal`, so that `read_sealed` finds what was changed since."""
+    write_json(path, {**value, "seal": digest_of(value)[:32]})
+
+
+def read_sealed(path: Path, *keys: str, todo: str = AGAIN) -> dict[str, Any]:
+    """What `write_sealed` wrote, with these keys among its own; SiftuneError where it is no longer that.
+
+    What an older siftune wrote has no seal to check.
+    """
+    found = read_object(path, todo=todo)
+    if found.pop("seal", None) not in (None, digest_of(found)[:32]):
         raise SiftuneError(
-            "holds no JSON object", where=str(path), todo="Remove it and run the same command again"
+            "is damaged: it is not what was written (its seal differs)", where=str(path), todo=todo
         )
-    if lacking := [key for key in keys if key not in found]:
-        raise SiftuneError(
-            f"lacks {', '.join(lacking)}", where=str(path), todo="Remove it and run the same command again"
-        )
+    _check_keys(path, found, keys, todo)
     return found
+
+
+def read_object(path: Path, *keys: str, todo: str = AGAIN) -> dict[str, Any]:
+    """As `read_json`, for a file that must hold an object with these keys among its own."""
+    found = read_json(path, todo)
+    if not isinstance(found, dict):
+        raise SiftuneError("holds no JSON object", where=str(path), todo=todo)
+    _check_keys(path, found, keys, todo)
+    return found
+
+
+def _check_keys(path: Path, found: dict[str, Any], keys: Sequence[str], todo: str) -> None:
+    if lacking := [key for key in keys if key not in found]:
+        raise SiftuneError(f"lacks {', '.join(lacking)}", where=str(path), todo=todo)
 
 
 def check_regular(path: Path) -> None:

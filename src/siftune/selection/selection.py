@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from siftune.datastore.pool import Pool
 from siftune.records.errors import SiftuneError
-from siftune.records.files import check_regular, read_json, write_json, written_whole
+from siftune.records.files import check_regular, read_sealed, sha256_of, write_sealed, written_whole
 from siftune.selection.rules import Scores
 
 _SETTINGS = {"method", "rule", "target", "keep", "checkpoints", "repeats", "pool_rows", "pool"}
@@ -41,14 +41,15 @@ class Selection:
     path: Path
     settings: dict[str, Any]
     summary: dict[str, Any]
+    sha256: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path) -> Selection:
         """Raises SiftuneError where there is no finished selection."""
         if not (path / "selection.json").exists():
             raise SiftuneError("holds no selection", where=str(path), todo="Make one with 'siftune select'")
-        found = read_json(path / "selection.json")
-        parts = found if isinstance(found, dict) and set(found) == {"settings", "summary"} else {}
+        found = read_sealed(path / "selection.json")
+        parts = found if set(found) - {"sha256"} == {"settings", "summary"} else {}
         if (
             not parts
             or not all(isinstance(part, dict) for part in parts.values())
@@ -68,22 +69,35 @@ class Selection:
 
     def scores(self) -> pa.Table:
         """A row per pool row, as Arrow."""
-        if not (self.path / "scores.parquet").exists():
-            raise SiftuneError(
-                "is gone",
-                where=str(self.path / "scores.parquet"),
-                todo=f"Remove the folder {self.path} and choose again under its name",
-            )
-        file = self.path / "scores.parquet"
+        file = self._sound(self.path / "scores.parquet")
         try:
             check_regular(file)
-            table = pq.read_table(file, partitioning=None)
+            table = pq.read_table(file, partitioning=None)  # pyright: ignore[reportArgumentType]
             wrong = sorted(name for name, kind in _SCORES.items() if table.schema.field(name).type != kind)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise self._unreadable(file, f"{type(error).__name__}: {error}") from error
         if wrong or table["row"].to_pylist() != list(range(len(table))):
             raise self._unreadable(file, f"column {', '.join(wrong) or 'row'} holds something else")
         return table
+
+    def faults(self) -> dict[Path, str]:
+        """Its files that are gone or no longer what was written, and which of the two."""
+        found: dict[Path, str] = {}
+        for file in (self.file, self.path / "scores.parquet"):
+            if not file.exists():
+                found[file] = "is gone"
+            elif self.sha256 and sha256_of(file) != self.sha256[file.name]:
+                found[file] = "is damaged: its SHA-256 is not that of what was written"
+        return found
+
+    def _sound(self, file: Path) -> Path:
+        if fault := self.faults().get(file):
+            raise SiftuneError(
+                fault,
+                where=str(file),
+                todo=f"Remove the folder {self.path} and choose again under its name",
+            )
+        return file
 
     def _unreadable(self, file: Path, why: str) -> SiftuneError:
         return SiftuneError(
@@ -94,7 +108,7 @@ class Selection:
 
     def rows(self) -> list[dict[str, Any]]:
         """The chosen rows, best first."""
-        with self.file.open(encoding="utf-8") as file:
+        with self._sound(self.file).open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
 
@@ -157,7 +171,8 @@ def write_selection(
         "pool_in_warmup": int(in_warmup_N.sum()),
         "sources": _sources(index, chosen, order),
     }
-    write_json(path / "selection.json", {"settings": settings, "summary": summary})
+    sha256 = {name: sha256_of(path / name) for name in ("selected.jsonl", "scores.parquet")}
+    write_sealed(path / "selection.json", {"settings": settings, "summary": summary, "sha256": sha256})
     return Selection.open(path)
 
 
