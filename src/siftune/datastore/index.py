@@ -85,7 +85,7 @@ def read_index(run: Path) -> pa.Table:
     n_rows = ShardPlan.read(run / "pool" / "plan.json").n_rows
     try:
         check_regular(file)
-        index = pq.read_table(file, partitioning=None)
+        index = pq.ParquetFile(file).read()
         index = index.select(_COLUMNS.names).cast(_COLUMNS)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise _not_the_index(f"{type(error).__name__}: {error}", file) from error

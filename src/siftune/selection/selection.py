@@ -77,7 +77,7 @@ class Selection:
         file = self.path / "scores.parquet"
         try:
             check_regular(file)
-            table = pq.read_table(file, partitioning=None)
+            table = pq.ParquetFile(file).read()
             wrong = sorted(name for name, kind in _SCORES.items() if table.schema.field(name).type != kind)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise self._unreadable(file, f"{type(error).__name__}: {error}") from error
