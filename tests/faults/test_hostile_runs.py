@@ -325,6 +325,24 @@ def test_verify_names_what_is_hostile_and_goes_on(case: str, made: Path, tmp_pat
     assert "1 damaged or missing" in result.output
 
 
+def test_the_one_door_for_code_of_others_says_that_it_is_open(made: Path, tmp_path: Path) -> None:
+    test = write_rows(tmp_path / "t.jsonl", [{"question": "x"}])
+    words = (
+        "compare",
+        made,
+        "--test",
+        f"t={test}",
+        "--lm-eval",
+        "none",
+        "--lm-eval-tasks",
+        tmp_path,
+        "--quiet",
+    )
+    result = command(*words)
+    assert result.exit_code == 2
+    assert "Python code" in result.stderr
+
+
 def test_a_run_in_a_folder_of_a_hostile_name_says_nothing_to_the_terminal(made: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(made, tmp_path / "\x1b[2J\u202e[red]run")
     raw(STORE, b"x")(copy)

@@ -91,7 +91,13 @@ def compare(
         ),
     ] = None,
     lm_eval_tasks: Annotated[
-        Text, option("--lm-eval-tasks", "A folder with YAML files of more tasks.", PROOF, "DIR")
+        Text,
+        option(
+            "--lm-eval-tasks",
+            "A folder with YAML files of more tasks; Python that they name is run.",
+            PROOF,
+            "DIR",
+        ),
     ] = None,
     lm_eval_chat: Annotated[
         bool,
@@ -138,7 +144,12 @@ def compare(
             ),
             harness=harness_of(_listed(lm_eval or ""), lm_eval_tasks, lm_eval_chat, lm_eval_limit),
         )
-        results = comparison(run_dir, asked, reporter=reporter(quiet))
+        teller = reporter(quiet)
+        if lm_eval_tasks:
+            teller.warn(
+                f"Python code that the task files in {lm_eval_tasks} name is run: give only what you trust"
+            )
+        results = comparison(run_dir, asked, reporter=teller)
         if as_json:
             typer.echo(json.dumps(results, indent=2))
         else:

@@ -83,7 +83,7 @@ def read_index(run: Path) -> pa.Table:
         side_car = file.with_suffix(".json")
         if side_car.exists() and not is_sound(file, read_sealed(side_car)):
             raise _not_the_index("its bytes are not those that were written: its checksum differs", file)
-        index = pq.read_table(file, partitioning=None)  # pyright: ignore[reportArgumentType]
+        index = pq.ParquetFile(file).read()
         index = index.select(_COLUMNS.names).cast(_COLUMNS)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise _not_the_index(f"{type(error).__name__}: {error}", file) from error

@@ -120,6 +120,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> PeftM
     tensors = adapter_tensors(folder)
     config = _read_config(folder)
     check_config(config, str(folder))
+    assert isinstance(config, LoraConfig)
     _check_rank(config, tensors, folder)
     config.inference_mode = not trainable
     config.init_lora_weights = False  # every weight comes from the file

@@ -72,7 +72,7 @@ class Selection:
         file = self._sound(self.path / "scores.parquet")
         try:
             check_regular(file)
-            table = pq.read_table(file, partitioning=None)  # pyright: ignore[reportArgumentType]
+            table = pq.ParquetFile(file).read()
             wrong = sorted(name for name, kind in _SCORES.items() if table.schema.field(name).type != kind)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise self._unreadable(file, f"{type(error).__name__}: {error}") from error
