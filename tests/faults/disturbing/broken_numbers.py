@@ -9,8 +9,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from faults.forks import Ended
-from faults.scene import Outcome, Scene
+from disturbing.forks import Ended
+from disturbing.scene import Outcome, Scene
 
 CASES = ("model, gradients", "model, vectors alone", "adapter to start from", "adapter of a checkpoint")
 
