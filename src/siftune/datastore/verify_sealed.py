@@ -18,30 +18,27 @@ SEALED = (
     "selections/*/selection.json",
 )
 NEEDED = {
-    "pool/shard-*.arrow": ("index.parquet", "index.json"),
-    "checkpoints/[0-9]*/adam_state.safetensors": ("checkpoint.json", "../manifest.json"),
-    "targets/*/rows.jsonl": ("target.json",),
-    "selections/*/selected.jsonl": ("selection.json",),
+    "checkpoints/[0-9]*/adam_state.safetensors": "checkpoint.json",
+    "targets/*/rows.jsonl": "target.json",
+    "selections/*/selected.jsonl": "selection.json",
 }
-"""Where a file of the first pattern is, those beside it are too."""
+"""Where something of the pattern is, a file of that name is beside it."""
 
 
 def sealed_faults(run: Path) -> Iterator[tuple[Path, str]]:
     """Every such file that is damaged or missing, and what is wrong with it."""
-    for pattern, names in NEEDED.items():
-        folders = {file.parent for file in run.glob(pattern)}
-        files = {(folder / name).resolve() for folder in folders for name in names}
-        yield from ((file, "is missing") for file in sorted(files) if not file.exists())
+    needed = {found.parent / name for pattern, name in NEEDED.items() for found in run.glob(pattern)}
+    yield from ((file, "is missing") for file in sorted(needed) if not file.exists())
     for file in sorted(file for pattern in SEALED for file in run.glob(pattern)):
         try:
             found = read_sealed(file)
         except SiftuneError:
             yield file, "is damaged"
             continue
-        if found.get("origin", {}).get("kind") == "warm-up":
-            rows = file.parents[1] / "warmup.json"
-            if found["number"] == 1 and not rows.exists():
-                yield rows, "is missing"
+        if found.get("number") == 1:
+            beside = ["manifest.json", *(["warmup.json"] if found["origin"].get("kind") == "warm-up" else [])]
+            lacking = [file.parents[1] / name for name in beside if not (file.parents[1] / name).exists()]
+            yield from ((other, "is missing") for other in lacking)
         for name, sha256 in _named(file, found).items():
             other = file.parent / name
             if not other.exists():
