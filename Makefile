@@ -38,7 +38,7 @@ test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
 
 faults: $(READY)
-	PYTHONPATH=tests $(BIN)/python -m faults $(or $(WORK),.faults) $(ARGS)
+	PYTHONPATH=tests:tests/faults $(BIN)/python -m disturbing $(or $(WORK),.faults) $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check $(CODE)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
-from faults import broken_numbers, damage, disk, kills
-from faults.forks import Forks
-from faults.scene import Outcome, Scene
+from disturbing import broken_numbers, damage, disk, kills
+from disturbing.forks import Forks
+from disturbing.scene import Outcome, Scene
 
 SEED = 1
 

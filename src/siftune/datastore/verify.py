@@ -1,8 +1,7 @@
 """Is what a run keeps still what was written?
 
-Every shard of pool, datastores and influence, the index, and every file of targets' features and vectors: there, of its length, of
-its SHA-256; the same of checkpoints, rows of targets and selections; the adapter and Adam's moments that a datastore says it was
-made with: still those; manifests, plan and the like: still as they were sealed.
+Every shard of pool, datastores and influence, and every file of targets' features and vectors: there, of its length, of its SHA-256;
+the adapter and Adam's moments that a datastore says it was made with: still those.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from typing import NamedTuple
 
 from siftune.datastore.pool import Pool
 from siftune.datastore.side_car import checksums
+from siftune.datastore.verify_sealed import sealed_faults
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_sealed, sha256_of
+from siftune.records.files import read_object, read_sealed, sha256_of
 
 
 class Fault(NamedTuple):
@@ -38,11 +38,12 @@ class Verified(NamedTuple):
 def verify(run: Path) -> Verified:
     """Read everything that a run keeps by shards. Raises SiftuneError where it has no pool."""
     plan = Pool(run / "pool").plan
-    faults, without_sum, n_files, n_bytes = list[Fault](), list[Path](), 0, 0
+    without_sum, n_files, n_bytes = list[Path](), 0, 0
+    faults = [Fault(file, 0, plan.n_rows, what) for file, what in sealed_faults(run)]
     for folder in _folders(run):
         if folder.parent.parent == run / "datastore":
             found = [Fault(file, 0, plan.n_rows, what) for file, what in _faults_of_origin(run, folder)]
-            faults += found
+            faults += [fault for fault in found if fault.file not in {of.file for of in faults}]
         for shard in plan.shards:
             file = folder / f"{shard.name}.{'arrow' if folder == run / 'pool' else 'safetensors'}"
             n_files += 1
@@ -51,27 +52,10 @@ def verify(run: Path) -> Verified:
                 without_sum.append(file)
             elif what := _fault(file, shard.digest):
                 faults.append(Fault(file, shard.start, shard.stop, what))
-    for about in sorted(found for pattern in _LISTING for found in run.glob(pattern)):
-        listed, found = _listed(about)
-        n_files += len(listed)
-        n_bytes += sum(file.stat().st_size for file in listed if file.exists())
-        faults += [Fault(file, 0, plan.n_rows, what) for file, what in found]
-    for file, what in _faults_of_warmup(run):
-        faults.append(Fault(file, 0, plan.n_rows, what))
-    index = run / "pool" / "index.parquet"
-    n_files += 1
-    if index.exists() and not index.with_suffix(".json").exists():
-        without_sum.append(index)
-    elif what := _fault(index, None):
-        faults.append(Fault(index, 0, plan.n_rows, what))
-    for folder in sorted(path for path in run.glob("targets/*") if path.is_dir()):
-        try:
-            target = read_sealed(folder / "target.json") if (folder / "target.json").exists() else None
-        except SiftuneError:
-            continue  # named above
-        if target is None:
-            faults.append(Fault(folder / "target.json", 0, 0, "is missing"))
+    for folder in sorted(about.parent for about in run.glob("targets/*/target.json")):
+        if folder / "target.json" in {of.file for of in faults}:
             continue
+        target = read_object(folder / "target.json")
         n_rows = len(target["subtask_V"]) if isinstance(target.get("subtask_V"), list) else 0
         kept = [*folder.glob("features/*.*"), *folder.glob("vectors/*.*")]  # numbers and side-cars
         for file in sorted({found.with_suffix(".safetensors") for found in kept}):
@@ -97,7 +81,7 @@ def _faults_of_origin(run: Path, store: Path) -> Iterator[tuple[Path, str]]:
         yield store / "manifest.json", "is missing"
         return
     try:
-        made_with = read_sealed(store / "manifest.json").get("checkpoint") or {}
+        made_with = read_object(store / "manifest.json").get("checkpoint") or {}
         known = {key: str(made_with[key]) for key in ("adapter", "adam") if key in made_with}
     except (SiftuneError, TypeError):
         yield store / "manifest.json", "is damaged"
@@ -110,52 +94,8 @@ def _faults_of_origin(run: Path, store: Path) -> Iterator[tuple[Path, str]]:
             yield file, "is not what this datastore was made with"
 
 
-_LISTING = ("checkpoints/*/checkpoint.json", "targets/*/target.json", "selections/*/selection.json")
-"""Files that name others of their folder with their SHA-256."""
-
-
-def _listed(about: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The files that a file of _LISTING names, and what is wrong with it or them."""
-    try:
-        sha256: dict[str, str] = read_sealed(about).get("sha256", {})
-    except SiftuneError:
-        return [], [(about, "is damaged")]
-    faults: list[tuple[Path, str]] = []
-    for name, was in sha256.items():
-        if not (about.parent / name).exists():
-            faults.append((about.parent / name, "is missing"))
-        elif sha256_of(about.parent / name) != was:
-            faults.append((about.parent / name, "is damaged: its SHA-256 is not that of what was written"))
-    return [about.parent / name for name in sha256], faults
-
-
-def _faults_of_warmup(run: Path) -> Iterator[tuple[Path, str]]:
-    """What is wrong with what lies beside the checkpoints."""
-    folder = run / "checkpoints"
-    for numbered in sorted(path for path in folder.glob("[0-9]*") if path.is_dir()):
-        if not (numbered / "checkpoint.json").exists():
-            yield numbered / "checkpoint.json", "is missing"
-    for file in (folder / "manifest.json", folder / "warmup.json"):
-        adopted = file.name == "warmup.json" and not _warmed_up(folder)
-        if not file.exists():
-            if not adopted and (folder / "1").exists():
-                yield file, "is missing"
-            continue
-        try:
-            read_sealed(file)
-        except SiftuneError:
-            yield file, "is damaged"
-
-
-def _warmed_up(checkpoints: Path) -> bool:
-    try:
-        return read_sealed(checkpoints / "1" / "checkpoint.json")["origin"].get("kind") == "warm-up"
-    except (SiftuneError, OSError, KeyError):
-        return False
-
-
-def _fault(file: Path, made_for: str | None) -> str | None:
-    """What is wrong with a file that has a side-car, made for the shard or target of a digest (None: any), or None."""
+def _fault(file: Path, made_for: str) -> str | None:
+    """What is wrong with a file that has a side-car, made for the shard or target of a digest, or None."""
     if not file.exists():
         return "is missing"
     if not file.with_suffix(".json").exists():
@@ -165,7 +105,7 @@ def _fault(file: Path, made_for: str | None) -> str | None:
         digest, length, sha256 = notes["digest"], notes["bytes"], notes["sha256"]
     except (SiftuneError, KeyError, TypeError):
         return "has a damaged side-car"
-    if made_for not in (None, digest):
+    if digest != made_for:
         return "is of another pool or target"
     if length != file.stat().st_size:
         return f"is damaged: it has {file.stat().st_size} bytes, {length} were written"

@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from faults.forks import Ended
-from faults.scene import Outcome, Scene, Undisturbed, draw
+from disturbing.forks import Ended
+from disturbing.scene import Outcome, Scene, Undisturbed, draw
 
 FILES = (
     "pool/plan.json",

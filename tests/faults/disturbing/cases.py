@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, zip_longest
 
-from faults import broken_numbers, damage, disk, kills
-from faults.scene import Outcome, Scene
+from disturbing import broken_numbers, damage, disk, kills
+from disturbing.scene import Outcome, Scene
 
 Case = tuple[str, Callable[[], Outcome | None]]
 """A name that stays the same from run to run, and the try; None where this machine can't make the fault."""

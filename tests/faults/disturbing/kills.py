@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from faults.scene import Outcome, Scene, Undisturbed, again, draw, stage_of
+from disturbing.scene import Outcome, Scene, Undisturbed, again, draw, stage_of
 
 DRAWS = 6
 """Moments that are drawn for a try until one comes before the command has ended."""

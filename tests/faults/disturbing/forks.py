@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 LONGEST = 180.0
 """Seconds that a command may take: more is a hang."""
 
@@ -68,11 +68,11 @@ class Forks:
         self.folder, self.count = folder, itertools.count()
 
     def __enter__(self) -> Forks:
-        path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(TESTS), str(TESTS / "faults"), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
         environment |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
         self.server = subprocess.Popen(
-            [sys.executable, "-m", "faults.server"],
+            [sys.executable, "-m", "disturbing.server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -96,7 +96,7 @@ class Forks:
         return json.loads(self.server.stdout.readline())
 
     def start(self, *arguments: object, **fault: Any) -> Command:
-        """Start a command. fault: `patch`, `at`, `tally` of `faults.server`"""
+        """Start a command. fault: `patch`, `at`, `tally` of `disturbing.server`"""
         log = self.folder / f"{next(self.count)}.log"
         pid = self.ask({"start": [str(a) for a in arguments], "log": str(log), **fault})
         return Command(self, pid, log)

@@ -9,8 +9,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from faults.forks import Ended
-from faults.scene import Outcome, Scene
+from disturbing.forks import Ended
+from disturbing.scene import Outcome, Scene
 
 CASES = ("model, gradients", "model, vectors alone", "adapter to start from", "adapter of a checkpoint")
 
@@ -47,9 +47,9 @@ def _tried(scene: Scene, case: str, out: Path) -> Ended:
 
 
 def _spoil(file: Path) -> None:
-    """One weight of the first layer that the file holds, alphabetically, is NaN; of lora_B, which counts from the first step."""
+    """Some weights of the first layer of attention or MLP, alphabetically, are NaN; of lora_B, which counts from the first step."""
     tensors = load_file(file)
-    name = next(name for name in sorted(tensors) if tensors[name].dim() == 2 and "lora_A" not in name)
+    name = next(name for name in sorted(tensors) if "_proj" in name and "lora_A" not in name)
     tensors[name] = tensors[name].clone()
     tensors[name][:, 0] = torch.nan
     save_file(tensors, file, metadata={"format": "pt"})

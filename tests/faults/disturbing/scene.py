@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 import yaml
 
-from faults.forks import Command, Ended, Forks
+from disturbing.forks import Command, Ended, Forks
 from pipeline_helpers import LASTING, digests, pool_rows, target_rows, write_inputs, write_rows
 
 SELECT = ("--method", "less", "--keep", "10%", "--name", "again", "--quiet")

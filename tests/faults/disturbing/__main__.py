@@ -1,6 +1,6 @@
 """`make faults`: every fault, as long as it takes; writes benchmarks/results/reliability.json, from which docs/reliability.md is made.
 
-python -m faults WORK [--seed 0] [--minutes M] [--only TEXT]
+python -m disturbing WORK [--seed 0] [--minutes M] [--only TEXT]
 
 What is tried is kept in WORK/tried.jsonl, so the same command goes on where it was stopped. Exit code 1 if a try was not good.
 """
@@ -15,16 +15,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]
+sys.path[:0] = [str(TESTS), str(TESTS / "faults"), str(TESTS.parent / "benchmarks")]
 
 
 def main() -> int:
-    from faults.cases import cases
-    from faults.forks import Forks
-    from faults.scene import Outcome, Scene
-    from faults.summary import write_summary
+    from disturbing.cases import cases
+    from disturbing.forks import Forks
+    from disturbing.scene import Outcome, Scene
+    from disturbing.summary import write_summary
 
     asked = _asked()
     asked.work.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from faults.kills import work_of
-from faults.scene import Outcome, Scene, again, draw, stage_of
+from disturbing.kills import work_of
+from disturbing.scene import Outcome, Scene, again, draw, stage_of
 
 ROOM = "1g"
 
