@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from pipeline_helpers import digests, recipe, write_inputs
 from siftune.cli import app
 from siftune.datastore import claims, vectors_writer
-from siftune.datastore.careful import Care, Work
+from siftune.datastore.careful import MOST, Care, Work
 from siftune.datastore.claims import shards_to_make
 from siftune.datastore.index import read_index
 from siftune.datastore.plan import Shard, ShardPlan
@@ -192,9 +192,10 @@ def test_where_the_stand_in_fails_too_what_its_halves_gave_stays() -> None:
         if any(len(item) == 5 for item in some):
             raise IndexError("too long")
 
-    care = Care()
+    care = Care(spare=MOST)
     found = rows_of(care, fail, ["a", "bb", "ccccc", "d"], batch=4)
     assert list(care.reasons) == [102]
+    assert care.notes() == {"batches_halved": 1}
     assert np.isnan(found[2])
     assert [found[0], found[1], found[3]] == [201, 202, 101]
 
@@ -222,7 +223,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved_at_once(error: Exception) -
     assert found == [201.0] * 10
     assert sizes == [8, 4, 2, 2, 4, 2, 2, 2]
     assert care.reasons == {}
-    assert care.notes() == {"batches_halved": 3}
+    assert care.notes() == {"batches_halved": 1}
     assert events == ["batch halved"] * 3
 
 
@@ -231,7 +232,7 @@ def test_a_row_that_memory_does_not_hold_is_named_and_not_left_out() -> None:
         if "bb" in some:
             raise MemoryError
 
-    care = Care(where=lambda row: f"pool.jsonl:{row}")
+    care = Care(where=lambda row: f"pool.jsonl:{row}", spare=MOST)
     with pytest.raises(SiftuneError, match=r"pool.jsonl:103: this row alone.*--gradient-checkpointing"):
         rows_of(care, fail, ["a", "a", "a", "bb", "a"])
     assert care.reasons == {}
@@ -242,14 +243,23 @@ def test_where_many_rows_fail_none_is_blamed() -> None:
         raise ValueError("all is lost")
 
     told: list[str] = []
-    care = Care(name="less/1/shard-00002", where=lambda row: f"pool.jsonl:{row}")
+    care = Care("less/1/shard-00002", str, MOST, lambda event, **details: told.append(event))
     with pytest.raises(
         SiftuneError, match=r"more than 3 rows of less/1/shard-00002 fail.*ValueError: all is lost"
     ) as e:
         rows_of(care, fail, ["a"] * 20)
     assert isinstance(e.value.__cause__, ValueError)
     assert e.value.todo
-    assert told == []
+    assert "row left out" not in told
+
+
+def test_of_a_target_no_row_may_fail() -> None:
+    def fail(some: list[str]) -> None:
+        if "bb" in some:
+            raise ValueError("no such thing")
+
+    with pytest.raises(SiftuneError, match=r"^101: this row .*\(ValueError: no such thing\)"):
+        rows_of(Care(), fail, ["a", "bb", "a"])
 
 
 def test_a_device_that_answers_no_more_ends_the_process_and_starts_the_search(tmp_path: Path) -> None:
@@ -265,7 +275,7 @@ def test_a_device_that_answers_no_more_ends_the_process_and_starts_the_search(tm
     assert Trouble.of(tmp_path, PLAN.shards[0]).deaths == DEATHS
     ends: list[SiftuneError] = []
     while True:
-        care = Care(trouble=Trouble.of(tmp_path, PLAN.shards[0]), watched=True)
+        care = Care(trouble=Trouble.of(tmp_path, PLAN.shards[0]), watched=True, spare=MOST)
         try:
             found = rows_of(care, fail, items, batch=4)
             break
@@ -329,7 +339,7 @@ def test_where_processes_end_over_all_rows_none_is_left_out(
     Trouble(out / "datastore/rds+/0/shard-00000.trouble.json", deaths=DEATHS).write()
     with pytest.raises(SiftuneError, match=r"could not make it \(exit status 2\)"):
         run(recipe({**given, "method": "rds+"}), out, until="datastore")
-    assert "row left out" in [event["event"] for event in read_events(out / "log.jsonl")]
+    assert "row left out" not in [event["event"] for event in read_events(out / "log.jsonl")]
     assert not list(out.glob("datastore/rds+/0/shard-*.safetensors"))
 
 

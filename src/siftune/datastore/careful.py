@@ -20,13 +20,14 @@ import torch
 
 from siftune.chat.batches import pad_batch, token_batches
 from siftune.datastore.pool import TokenRows
+from siftune.datastore.targets import Target
 from siftune.datastore.trouble import DEATHS, Trouble
 from siftune.records.errors import SiftuneError
 
 TRIES = 3
 """Of whatever raises an exception."""
 MOST = 3
-"""Rows of a shard that may fail by themselves; where more do, it is no fault of theirs."""
+"""Rows of a shard that may fail, each by itself; where more do, it is no fault of theirs."""
 
 Item = TypeVar("Item")
 Told = Callable[..., None]
@@ -57,15 +58,17 @@ class Care:
 
     name:    of what they belong to, for messages
     where:   `file:line` of a row
+    spare:   how many of them may fail and be left out
     trouble: what is known of the shard; None for a target
     watched: note there what is tried before it is tried: this process may end over it
     reasons: rows that failed alone, and why
     ended:   those of them that ended processes
-    halved:  batches that memory didn't hold
+    halved:  batches that were made in halves and not whole after that
     """
 
     name: str = "these rows"
     where: Callable[[int], str] = str
+    spare: int = 0
     told: Told = lambda event, **details: None
     trouble: Trouble | None = None
     watched: bool = False
@@ -89,33 +92,34 @@ class Care:
         try:
             # What ended a process first: what comes before it would be made again by every process
             for batch in sorted(batches, key=lambda batch: _named(work, batch) not in known):
-                self._fill(work, batch)
+                whole = self._fill(work, batch)
                 lost = [i for i in batch if work.row_N[i] in self.reasons]
-                if lost and len(lost) < len(batch):
-                    self._attempt(work, batch, lost)
+                if not whole and 0 < len(lost) < len(batch):
+                    whole = self._attempt(work, batch, lost) is None
+                self.halved += not whole
                 on_rows(len(batch))
+            for row, reason in self.reasons.items():
+                self.told("row left out", shard=self.name, row=row, where=self.where(row), reason=reason)
         finally:
             if self.watched and self.trouble and self.trouble.trying:
                 self.trouble.trying = None
                 self.trouble.write()
 
-    def _fill(self, work: Work[Item], batch: list[int]) -> None:
-        """Make a batch, in parts where it can't be had whole."""
+    def _fill(self, work: Work[Item], batch: list[int]) -> bool:
+        """Make a batch, in halves where it can't be had whole; was it?"""
         failure = self._attempt(work, batch)
         if failure is None:
-            return
+            return True
         rows = [int(work.row_N[i]) for i in batch]
         if len(batch) == 1:
             self._lose(rows[0], failure)
-            return
-        if _out_of_memory(failure):
-            self.halved += 1
-            self.told("batch halved", shard=self.name, rows=rows)
-        else:
-            self.told("batch failed", shard=self.name, rows=rows, error=type(failure).__name__)
+            return True
+        event = "batch halved" if _out_of_memory(failure) else "batch failed"
+        self.told(event, shard=self.name, rows=rows, error=type(failure).__name__)
         middle = len(batch) // 2
         self._fill(work, batch[:middle])
         self._fill(work, batch[middle:])
+        return False
 
     def _attempt(self, work: Work[Item], batch: list[int], lost: Collection[int] = ()) -> Exception | None:
         """Make a batch whole, stand-ins at the places of its `lost` rows; what came instead, after some tries."""
@@ -169,13 +173,15 @@ class Care:
             self.reasons[row] = f"the process that computes it ends ({failure})"
         else:
             self.reasons[row] = f"it can't be computed ({type(failure).__name__}: {_said(failure)})"
-        if len(self.reasons) > MOST:
+        if len(self.reasons) > self.spare:
+            told = f"this row of {self.name} is needed, and {self.reasons[row]}"
+            if self.spare:
+                told = f"more than {self.spare} rows of {self.name} fail, each by itself, so it isn't a row's fault: {self.reasons[row]}"
             raise SiftuneError(
-                f"more than {MOST} rows of {self.name} fail, each by itself, so it isn't a row's fault: {self.reasons[row]}",
+                told,
                 where=self.where(row),
                 todo="Put right what that says and run the same command again (--debug shows where it happened); no row was left out",
             ) from failure
-        self.told("row left out", shard=self.name, row=row, where=self.where(row), reason=self.reasons[row])
 
     def _leave(self, failure: Exception) -> SiftuneError:
         """After an error of this kind the device answers this process no more: to others, it is as if it had ended."""
@@ -189,6 +195,11 @@ class Care:
             where=self.name,
             todo="Run the same command again: where a row does it, that is found and left out",
         )
+
+
+def target_care(target: Target, told: Told) -> Care:
+    """Of a target no row may fail: a handful of rows must all count."""
+    return Care(f"the target {target.name!r}", lambda row: f"{target.source}, row {row + 1}", told=told)
 
 
 def fill_tokens(

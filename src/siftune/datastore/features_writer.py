@@ -12,7 +12,7 @@ from torch import Tensor
 
 from siftune.chat.encoder import ChatEncoder
 from siftune.datastore.asking import Question
-from siftune.datastore.careful import Care, fill_tokens
+from siftune.datastore.careful import Care, Told, fill_tokens, target_care
 from siftune.datastore.making import OnFailure, make_shards
 from siftune.datastore.plan import Shard
 from siftune.datastore.pool import Pool, TokenRows
@@ -86,7 +86,7 @@ def features_of(
     on_rows: Callable[[int], None] = lambda rows: None,
     care: Care | None = None,
 ) -> FeatureBatch:
-    """Features of token rows in their order, made in batches of like lengths; NaN for those that failed, which `care` knows."""
+    """Features of token rows in their order, made in batches of like lengths; NaN for those that `care` left out."""
     n, d = len(rows.row_N), extractor.projector.n_features
     whole = FeatureBatch(*(np.full(shape, np.nan, np.float32) for shape in ((n, d), n, n, n, n)))
 
@@ -140,14 +140,13 @@ def build_target_features(
     checkpoint: int,
     extractor: FeatureExtractor,
     batch_tokens: int,
+    told: Told = lambda event, **details: None,
 ) -> None:
     """Make a target's features under a checkpoint (direction `sgd`: the raw gradient)."""
-    care = Care(f"the target {target.name!r}", lambda v: f"{target.source}, row {v + 1}")
-    features = features_of(tokens, extractor, "sgd", batch_tokens, care=care)
+    features = features_of(tokens, extractor, "sgd", batch_tokens, care=target_care(target, told))
     for v in np.flatnonzero(np.isnan(features.features_B_D[:, 0])).tolist():
-        why = care.reasons.get(v, f"loss {features.loss_B[v]}")
         raise SiftuneError(
-            f"row {v + 1} of the target {target.name!r} has no gradient at checkpoint {checkpoint} ({why})",
+            f"row {v + 1} of the target {target.name!r} has no gradient at checkpoint {checkpoint} (loss {features.loss_B[v]})",
             where=target.source,
             todo="Remove that row, or check the model",
         )

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from siftune.datastore.careful import Care, Told
+from siftune.datastore.careful import MOST, Care, Told
 from siftune.datastore.claims import shards_to_make
 from siftune.datastore.plan import Shard
 from siftune.datastore.pool import Pool
@@ -44,7 +44,7 @@ def make_shards(
             return pool.table(shard, ["where"])["where"][row - shard.start].as_py()
 
         name, trouble = str(path / shard.name), Trouble.of(path, shard)
-        return Care(name, where, failing.told, trouble, watched=failing.only is not None)
+        return Care(name, where, MOST, failing.told, trouble, watched=failing.only is not None)
 
     if failing.only is not None:
         for shard in pool.plan.shards:

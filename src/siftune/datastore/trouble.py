@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from siftune.datastore.plan import Shard
+from siftune.records.errors import SiftuneError
 from siftune.records.files import read_json, write_json
 
 DEATHS = 3
@@ -35,7 +36,16 @@ class Trouble:
     def of(cls, folder: Path, shard: Shard) -> Trouble:
         """What is known of a shard; mostly nothing."""
         file = folder / f"{shard.name}.trouble.json"
-        return cls(file, **read_json(file)) if file.exists() else cls(file)
+        if not file.exists():
+            return cls(file)
+        try:
+            found = read_json(file)
+            ended = {str(rows): list(map(str, ends)) for rows, ends in found["ended"].items()}
+            return cls(file, int(found["deaths"]), found["trying"], ended)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise SiftuneError(
+                "is not what siftune wrote", where=str(file), todo="Remove it and run the same command again"
+            ) from error
 
     def write(self) -> None:
         write_json(self.file, {"deaths": self.deaths, "trying": self.trying, "ended": self.ended})

@@ -111,7 +111,7 @@ def states_of(
     on_rows: OnRows = lambda rows: None,
     care: Care | None = None,
 ) -> np.ndarray:
-    """Unit vectors [n, H] of token rows in their order, made in batches of like lengths; NaN for those that failed, which `care` knows."""
+    """Unit vectors [n, H] of token rows in their order, made in batches of like lengths; NaN for those that `care` left out."""
     vectors_N_H = np.full((len(rows.row_N), state_size(model)), np.nan, np.float32)
 
     def make(ids_B_T: np.ndarray, _: np.ndarray, lengths_B: np.ndarray) -> list[np.ndarray]:

@@ -86,7 +86,8 @@ def make_features(session: Session, targets: Mapping[str, tuple[Target, TokenRow
                     make_pool_features(session, number, extractor, crew.watching(advance, rows))
             for target, tokens in new:
                 session.reporter.note(f"{title}: {len(tokens.row_N)} rows of target {target.name}")
-                build_target_features(target, tokens, number, extractor, pool.plan.batch_tokens)
+                told = on_failure(session).told
+                build_target_features(target, tokens, number, extractor, pool.plan.batch_tokens, told)
             details |= {"rows": rows, "targets": [target.name for target, _ in new]}
     session.update_index()
     if lost := before - len(session.scorable()):

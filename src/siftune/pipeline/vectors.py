@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from siftune.datastore.careful import target_care
 from siftune.datastore.manifest import claim, versions
 from siftune.datastore.pool import TokenRows
 from siftune.datastore.shards import shard_notes
@@ -99,7 +100,8 @@ def _by_states(
     }
 
     def of_target(target: Target, tokens: TokenRows) -> np.ndarray:
-        return states_of(tokens, base, weighting, pool.plan.batch_tokens)
+        care = target_care(target, on_failure(session).told)
+        return states_of(tokens, base, weighting, pool.plan.batch_tokens, care=care)
 
     return embed_states(pool, base, weighting), of_target, made_with, lambda: 0
 
