@@ -20,19 +20,29 @@ from siftune.chat.encoder import ChatEncoder
 from siftune.cli import app
 from siftune.datastore.export import export
 from siftune.datastore.features_writer import build_influence
+from siftune.datastore.index import write_index
 from siftune.datastore.manifest import claim
 from siftune.datastore.plan import Shard
-from siftune.datastore.pool import Pool
+from siftune.datastore.pool import Pool, TokenRows
 from siftune.datastore.pool_writer import build_pool
 from siftune.datastore.quantise import BLOCK_ROWS, quantised, restored, row_bytes
 from siftune.datastore.shards import read_shard, shard_file, write_shard
 from siftune.datastore.store import Datastore
-from siftune.datastore.targets import Target, features_file, read_influence, target_features, write_numbers
+from siftune.datastore.targets import (
+    Target,
+    features_file,
+    read_influence,
+    target_features,
+    write_numbers,
+    write_target,
+)
 from siftune.datastore.verify import verify
+from siftune.pipeline.rundir import write_run_recipe
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
 from siftune.records.files import sha256_of, write_json
-from siftune.records.recipe import StoreDtype
+from siftune.records.readers import TargetRow
+from siftune.records.recipe import StoreDtype, make_recipe
 
 DTYPES: tuple[StoreDtype, ...] = get_args(StoreDtype)
 N, D, V = 700, 24, 5
@@ -71,15 +81,18 @@ def store_in(path: Path, pool: Pool, dtype: StoreDtype) -> Datastore:
 def run_of(folder: Path, pool: Pool, dtype: StoreDtype = "fp16") -> Path:
     """A run with a pool, one store and the influence on one target."""
     shutil.copytree(pool.path, folder / "pool")
+    write_index(folder, pool, warmup_rows=[], without_feature={})
+    made_with = {"versions": {}, "checkpoints": []}
+    write_run_recipe(folder, make_recipe({}), made_with)
     store = store_in(folder / "datastore" / "less" / "1", Pool(folder / "pool"), dtype)
     build_influence(target_in(folder / "targets" / "t"), 1, store)
     return folder
 
 
 def target_in(path: Path) -> Target:
-    about = {"name": "t", "source": "t", "digest": "0", "fingerprint_V": ["f"] * V, "subtask_V": ["a"] * V}
-    write_json(path / "target.json", about)
-    target = Target.open(path)
+    examples = [Example(f"t-{v}", "t", [{"role": "user", "content": str(v)}], f"t:{v}") for v in range(V)]
+    tokens = TokenRows(np.arange(V), [np.ones(1, np.int32)] * V, [np.ones(1, bool)] * V)
+    target = write_target(path, "t", [TargetRow(example, "a") for example in examples], tokens)
     write_numbers(target, features_file(target, 1), {"features": unit_rows(V, seed=1)})
     return target
 
@@ -256,7 +269,7 @@ def test_verify_on_the_command_line(tmp_path: Path, pool: Pool) -> None:
     run = run_of(tmp_path / "run", pool)
     sound = CliRunner().invoke(app, ["datastore", "verify", str(run)])
     assert sound.exit_code == 0
-    assert "7 files" in sound.output
+    assert "14 files" in sound.output
     assert "all sound" in sound.output
     flip(run / FILES[1])
     told = CliRunner().invoke(app, ["datastore", "verify", str(run)])

@@ -19,11 +19,11 @@ app.add_typer(datastore, name="datastore")
 
 @datastore.command("verify")
 def verify_command(run_dir: RunDir, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Read all shards, targets' features and vectors, adapters, and name what is damaged or missing; exit code 1 if anything is."""
+    """Read every file that a run rests on, and name what is damaged or missing; exit code 1 if anything is."""
     with told(debug, again()):
-        from siftune.datastore.verify import verify
+        from siftune.pipeline.verifying import verify_run
 
-        found = verify(run_dir)
+        found = verify_run(run_dir)
     if as_json:
         faults = [
             {"file": str(f.file.relative_to(run_dir)), "rows": [f.start, f.stop], "what": f.what}
@@ -40,7 +40,8 @@ def verify_command(run_dir: RunDir, as_json: AsJson = False, debug: Debug = Fals
         typer.echo(json.dumps(values, indent=2))
     else:
         for fault in found.faults:
-            typer.echo(f"{fault.file} {fault.what} (rows {fault.start} to {fault.stop - 1})")
+            rows = f"rows {fault.start} to {fault.stop - 1}" if fault.stop else "all rows"
+            typer.echo(f"{fault.file} {fault.what} ({rows})")
         if found.without_sum:
             typer.echo(f"{len(found.without_sum)} files were written without a checksum and are unchecked")
         faults = f"{len(found.faults)} damaged or missing" if found.faults else "all sound"

@@ -23,6 +23,8 @@ from siftune.records.errors import SiftuneError
 from siftune.records.files import read_json, write_json, written_whole
 from siftune.selection.rules import Scores
 
+MARK = "_siftune"
+"""The column of a chosen row that says why it was chosen."""
 
 @dataclass(frozen=True)
 class Selection:
@@ -208,11 +210,8 @@ def _write_rows(
         for row, columns, messages in zip(
             rows.tolist(), *(column.to_pylist() for column in table.columns), strict=True
         ):
-            line = json.loads(columns)
-            line["messages"] = json.loads(messages)
-            if "_siftune" in line:  # the mark of an earlier selection, or a column of the person's own
-                line["_siftune_before"] = line["_siftune"]
-            line["_siftune"] = {
+            line = line_of(columns, messages)
+            line[MARK] = {
                 "row": row,
                 "rank": rank[row],
                 "score": float(score_N[row]),
@@ -221,6 +220,15 @@ def _write_rows(
             lines[row] = _json_line(line)
     with written_whole(file) as aside, aside.open("w", encoding="utf-8") as out:
         out.writelines(lines[int(row)] for row in chosen)
+
+
+def line_of(columns: str, messages: str) -> dict[str, Any]:
+    """A pool row as a selection writes it, but for its `_siftune`; from the row's columns `columns` and `messages`."""
+    line = json.loads(columns)
+    line["messages"] = json.loads(messages)
+    if MARK in line:  # the mark of an earlier selection, or a column of the person's own
+        line["_siftune_before"] = line[MARK]
+    return line
 
 
 def _json_line(value: dict[str, Any]) -> str:
