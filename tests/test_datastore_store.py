@@ -303,6 +303,34 @@ def test_exported_rows_are_the_features_in_pool_order(tmp_path: Path, pool: Pool
     )
 
 
+def test_exported_rows_give_the_influence_that_a_run_has(tmp_path: Path, pool: Pool) -> None:
+    """As stored, not made unit length again: int8 rows are a little off it."""
+    store, target = store_in(tmp_path / "store", pool, "int8"), target_in(tmp_path / "t")
+    build_influence(target, 1, store)
+    export(pool, store, tmp_path / "A.NPY")
+    rows = np.load(tmp_path / "A.NPY").astype(np.float64)
+    np.testing.assert_allclose(
+        rows @ target_features(target, 1).T, read_influence(target, 1, store), atol=2e-7
+    )
+    off = np.abs(np.linalg.norm(np.delete(rows, WITHOUT, 0), axis=1) - 1)
+    assert 1e-4 < off.max() < 1e-2
+
+
+def test_a_manifest_that_differs_is_told_in_words(tmp_path: Path) -> None:
+    made_with = {"method": "less", "checkpoint": {"number": 1, "adapter": "ab" * 16}, "quantize": None}
+    claim(tmp_path / "m.json", made_with, "the datastore", {})
+    assert claim(tmp_path / "m.json", made_with, "the datastore", {}) == {}
+    other = {"number": 1, "adapter": "cd" * 16}
+    for change, what in (
+        ({"checkpoint": other}, "the checkpoint's adapter abababab…, can't go on with cdcdcdcd…"),
+        ({"quantize": "4bit"}, "quantize none, can't go on with 4bit"),
+        ({"more": True}, "more none, can't go on with on"),
+    ):
+        with pytest.raises(SiftuneError, match=f"the datastore, made with {what}") as told:
+            claim(tmp_path / "m.json", made_with | change, "the datastore", {})
+        assert not set("{}'\"") & set(told.value.what.replace("can't", "").replace("checkpoint's", ""))
+
+
 def dtype_of(name: str) -> type:
     return {"fp32": np.float32, "fp16": np.float16}[name]
 
