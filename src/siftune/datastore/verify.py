@@ -127,9 +127,7 @@ def _target(folder: Path) -> tuple[dict[str, Any] | None, list[Fault]]:
     try:
         kept = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
         examples = [Example(row["id"], "", row["messages"], "", tools=row["tools"]) for row in kept]
-        found = [
-            [example.fingerprint, row["subtask"]] for example, row in zip(examples, kept, strict=True)
-        ]
+        found = [[example.fingerprint, row["subtask"]] for example, row in zip(examples, kept, strict=True)]
     except (ValueError, KeyError, TypeError):
         return target, [Fault(rows, 0, n_rows, "is damaged")]
     if found != [list(pair) for pair in zip(target["fingerprint_V"], target["subtask_V"], strict=False)]:

@@ -26,6 +26,7 @@ from siftune.selection.rules import Scores
 MARK = "_siftune"
 """The column of a chosen row that says why it was chosen."""
 
+
 @dataclass(frozen=True)
 class Selection:
     """A selection that was made. `settings` and `summary` are those of `selection.json`."""
