@@ -29,6 +29,11 @@ def peak_mib_over(piece: Callable[[], object]) -> float:
     return round((_status("VmHWM") - before) / 1024, 1)
 
 
+def held_mib() -> float:
+    """MiB that this process holds now. Linux."""
+    return round(_status("VmRSS") / 1024, 1)
+
+
 def _status(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

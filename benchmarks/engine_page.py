@@ -51,54 +51,73 @@ def _about(found: dict[str, Any]) -> str:
 
 
 def _ratios(ratios: list[dict[str, Any]]) -> str:
-    lines = ["## Ratios", "", "| what | goal | measured | |", "|---|---|---|---|"]
-    lines += [
-        f"| {one['name']} ({one['of']} / {one['over']}) | {one['goal']} | {_shown(one, '.2f')} |"
-        f" {'met' if one['met'] else 'not met'} |"
+    rows = [
+        [
+            f"{one['name']} ({one['of']} / {one['over']})",
+            one["goal"],
+            _shown(one, ".2f"),
+            "met" if one["met"] else "not met",
+        ]
         for one in ratios
     ]
-    return "\n".join([*lines, ""])
+    return _table("Ratios", ["what", "goal", "measured", ""], rows)
 
 
 def _costs(arms: list[dict[str, Any]]) -> str:
-    lines = [
-        "## Cost by arm",
-        "",
-        "| arm | what | dtype | rows | mean loss | CPU seconds a row | peak MiB | over its load | rounds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {arm['name']} | {arm['what']} | {arm['dtype']} | {arm['rows']} | {arm['mean_loss']:.3f} |"
-        f" {_shown(arm['cpu_seconds_a_row'], '.4f')} | {_shown(arm['peak_mib'], ',.0f')} |"
-        f" {_shown(arm['over_load_mib'], ',.0f')} | {arm['rounds']} |"
+    rows = [
+        [
+            arm["name"],
+            arm["what"],
+            arm["dtype"],
+            str(arm["rows"]),
+            f"{arm['mean_loss']:.3f}",
+            _shown(arm["cpu_seconds_a_row"], ".4f"),
+            _shown(arm["peak_mib"], ",.0f"),
+            _shown(arm["over_load_mib"], ",.0f"),
+            str(arm["rounds"]),
+        ]
         for arm in arms
         if arm["rounds"]
     ]
-    return "\n".join([*lines, ""])
+    heads = [
+        "arm",
+        "what",
+        "dtype",
+        "rows",
+        "mean loss",
+        "CPU seconds a row",
+        "peak MiB",
+        "over its load",
+        "rounds",
+    ]
+    return _table("Cost by arm", heads, rows)
 
 
 def _phases(arms: list[dict[str, Any]]) -> str:
     phases = ["start-up", "load", "first batch", "gradients"]
-    lines = [
-        "## Phases",
-        "",
-        "CPU seconds. Only the last column counts above; what is made once (projection maps, buffers) falls into the first batch.",
-        "",
-        f"| arm | {' | '.join(phases)} |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {arm['name']} | {' | '.join(format(arm['cpu_seconds'][phase], '.1f') for phase in phases)} |"
+    rows = [
+        [arm["name"], *(f"{arm['cpu_seconds'][phase]:.1f}" for phase in phases)]
         for arm in arms
         if arm["rounds"]
     ]
-    return "\n".join([*lines, ""])
+    about = "CPU seconds. Only the last column counts above; what is made once (projection maps, buffers) falls into the first batch."
+    return _table("Phases", ["arm", *phases], rows, about)
 
 
 def _failures(failed: list[dict[str, Any]]) -> str:
-    lines = ["## Failures", "", "| arm | what happened |", "|---|---|"]
-    lines += [f"| {arm['name']} | {arm['error'].replace('|', '∣')} |" for arm in failed]
+    rows = [[arm["name"], arm["error"].replace("|", "∣")] for arm in failed]
+    return _table("Failures", ["arm", "what happened"], rows)
+
+
+def _table(title: str, heads: list[str], rows: list[list[str]], about: str = "") -> str:
+    """A section with a table, and a sentence before it."""
+    lines = [f"## {title}", "", *([about, ""] if about else [])]
+    lines += [_line(heads), "|---" * len(heads) + "|", *map(_line, rows)]
     return "\n".join([*lines, ""])
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |".replace("|  |", "| |")
 
 
 def _shown(spread: dict[str, Any], form: str) -> str:

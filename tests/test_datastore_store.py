@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -20,19 +21,29 @@ from siftune.chat.encoder import ChatEncoder
 from siftune.cli import app
 from siftune.datastore.export import export
 from siftune.datastore.features_writer import build_influence
+from siftune.datastore.index import write_index
 from siftune.datastore.manifest import claim
 from siftune.datastore.plan import Shard
-from siftune.datastore.pool import Pool
+from siftune.datastore.pool import Pool, TokenRows
 from siftune.datastore.pool_writer import build_pool
 from siftune.datastore.quantise import BLOCK_ROWS, quantised, restored, row_bytes
 from siftune.datastore.shards import read_shard, shard_file, write_shard
 from siftune.datastore.store import Datastore
-from siftune.datastore.targets import Target, features_file, read_influence, target_features, write_numbers
+from siftune.datastore.targets import (
+    Target,
+    features_file,
+    read_influence,
+    target_features,
+    write_numbers,
+    write_target,
+)
 from siftune.datastore.verify import verify
+from siftune.pipeline.rundir import write_run_recipe
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
 from siftune.records.files import sha256_of, write_json
-from siftune.records.recipe import StoreDtype
+from siftune.records.readers import TargetRow
+from siftune.records.recipe import StoreDtype, make_recipe
 
 DTYPES: tuple[StoreDtype, ...] = get_args(StoreDtype)
 N, D, V = 700, 24, 5
@@ -71,15 +82,18 @@ def store_in(path: Path, pool: Pool, dtype: StoreDtype) -> Datastore:
 def run_of(folder: Path, pool: Pool, dtype: StoreDtype = "fp16") -> Path:
     """A run with a pool, one store and the influence on one target."""
     shutil.copytree(pool.path, folder / "pool")
+    write_index(folder, pool, warmup_rows=[], without_feature={})
+    made_with = {"versions": {}, "checkpoints": []}
+    write_run_recipe(folder, make_recipe({}), made_with)
     store = store_in(folder / "datastore" / "less" / "1", Pool(folder / "pool"), dtype)
     build_influence(target_in(folder / "targets" / "t"), 1, store)
     return folder
 
 
 def target_in(path: Path) -> Target:
-    about = {"name": "t", "source": "t", "digest": "0", "fingerprint_V": ["f"] * V, "subtask_V": ["a"] * V}
-    write_json(path / "target.json", about)
-    target = Target.open(path)
+    examples = [Example(f"t-{v}", "t", [{"role": "user", "content": str(v)}], f"t:{v}") for v in range(V)]
+    tokens = TokenRows(np.arange(V), [np.ones(1, np.int32)] * V, [np.ones(1, bool)] * V)
+    target = write_target(path, "t", [TargetRow(example, "a") for example in examples], tokens)
     write_numbers(target, features_file(target, 1), {"features": unit_rows(V, seed=1)})
     return target
 
@@ -211,8 +225,11 @@ def test_damaged_features_of_a_target_are_refused_and_old_ones_are_read(tmp_path
     with pytest.raises(SiftuneError, match="damaged"):
         target_features(target, 1)
     flip(file)
-    file.with_suffix(".json").unlink()  # as an older siftune left them
-    assert target_features(target, 1).shape == (V, D)
+    file.with_suffix(".json").unlink()
+    with pytest.raises(SiftuneError, match="damaged"):
+        target_features(target, 1)
+    older = replace(target, sha256={})  # which kept no checksums
+    assert target_features(older, 1).shape == (V, D)
 
 
 def test_verify_finds_another_adapter_and_a_broken_manifest(tmp_path: Path, pool: Pool) -> None:
@@ -288,6 +305,34 @@ def test_exported_rows_are_the_features_in_pool_order(tmp_path: Path, pool: Pool
     np.testing.assert_array_equal(
         np.array([of_row for of_row in lists if of_row]), np.delete(wanted, WITHOUT, 0)
     )
+
+
+def test_exported_rows_give_the_influence_that_a_run_has(tmp_path: Path, pool: Pool) -> None:
+    """As stored, not made unit length again: int8 rows are a little off it."""
+    store, target = store_in(tmp_path / "store", pool, "int8"), target_in(tmp_path / "t")
+    build_influence(target, 1, store)
+    export(pool, store, tmp_path / "A.NPY")
+    rows = np.load(tmp_path / "A.NPY").astype(np.float64)
+    np.testing.assert_allclose(
+        rows @ target_features(target, 1).T, read_influence(target, 1, store), atol=2e-7
+    )
+    off = np.abs(np.linalg.norm(np.delete(rows, WITHOUT, 0), axis=1) - 1)
+    assert 1e-4 < off.max() < 1e-2
+
+
+def test_a_manifest_that_differs_is_told_in_words(tmp_path: Path) -> None:
+    made_with = {"method": "less", "checkpoint": {"number": 1, "adapter": "ab" * 16}, "quantize": None}
+    claim(tmp_path / "m.json", made_with, "the datastore", {})
+    assert claim(tmp_path / "m.json", made_with, "the datastore", {}) == {}
+    other = {"number": 1, "adapter": "cd" * 16}
+    for change, what in (
+        ({"checkpoint": other}, "the checkpoint's adapter abababab…, can't go on with cdcdcdcd…"),
+        ({"quantize": "4bit"}, "quantize none, can't go on with 4bit"),
+        ({"more": True}, "more none, can't go on with on"),
+    ):
+        with pytest.raises(SiftuneError, match=f"the datastore, made with {what}") as told:
+            claim(tmp_path / "m.json", made_with | change, "the datastore", {})
+        assert not set("{}'\"") & set(told.value.what.replace("can't", "").replace("checkpoint's", ""))
 
 
 def dtype_of(name: str) -> type:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.functional import scaled_dot_product_attention
 
 from gradient_oracle import directed, gradients, projected, random_state
@@ -276,3 +276,12 @@ def test_recomputed_layers_of_a_16_bit_model_attend_as_they_did() -> None:
         extractor(model, gradient_checkpointing=on)(*padded(some), "sgd").features_B_D for on in (False, True)
     )
     np.testing.assert_array_equal(again, stored)
+
+
+def test_another_adapter_than_plain_lora_is_refused_here_too() -> None:
+    """An extractor may be given any PEFT model; DoRA's gradients of A and B are not those of LoRA."""
+    config = LoraConfig(r=4, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_model("llama"), config)
+    assert isinstance(model, PeftModel)
+    with pytest.raises(SiftuneError, match="DoRA"):
+        extractor(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from io import StringIO
@@ -77,7 +78,11 @@ def test_attention_that_looks_right_is_found(
     assert found.default.cosine > 100 * found.default.allowed
     assert found.advice in ("--attn sdpa --dtype fp32", "--attn eager --dtype fp32")
     said = StringIO()
-    assert not examine(recipe, 0, Console(file=said, width=200), numerics=True)
+    said_too = examine(recipe, 0, Console(file=said, width=200), numerics=True)
+    assert not said_too["fit"]
+    assert {tried["attn"] for tried in said_too["numerics"]["tried"] if not tried["sound"]} == {"leaky"}
+    assert said_too["numerics"]["advice"] == found.advice
+    assert found.advice in said_too["faults"][0]["what"]
     assert "depends on batch-mates" in said.getvalue()
     assert found.advice in said.getvalue()
 
@@ -120,6 +125,9 @@ def test_what_fp32_shows_counts_for_coarser_numbers() -> None:
     assert found.advice == "--attn eager --dtype bf16"
     assert Numerics([coarse, other], [3, 9], coarse, {}).advice == ""
     assert Numerics([coarse, fine], [3, 9], coarse, {}).advice == "--batch-tokens 1"
+    values = found._replace(findings=[coarse._replace(cosine=math.nan)]).as_values()
+    assert json.dumps(values, allow_nan=False)
+    assert values["tried"][0]["cosine"] is None
 
 
 def test_rounding_grows_with_depth_and_with_coarser_numbers() -> None:
@@ -156,6 +164,15 @@ def test_the_command(tmp_path: Path) -> None:
     assert fit.exit_code == 0, fit.output
     assert "sound" in fit.output
     assert "All of it is fit" in fit.output
+    asked = ["doctor", "--numerics", "--model", folder, "--dtype", "fp32", "--threads", "1", "--json"]
+    values = json.loads(CliRunner().invoke(app, asked).stdout)
+    assert values["fit"]
+    assert {tried["attn"] for tried in values["numerics"]["tried"]} == {"sdpa", "eager"}
+    assert all(tried["cosine"] <= tried["allowed"] for tried in values["numerics"]["tried"])
+    assert values["numerics"]["own"]["dtype"] == "fp32"
+    lost = CliRunner().invoke(app, [*asked, "--pool", str(tmp_path / "none.jsonl")])
+    assert lost.exit_code == 2
+    assert "none.jsonl" in json.loads(lost.stdout)["faults"][0]["where"]
     bare = CliRunner().invoke(app, ["doctor", "--numerics"])
     assert bare.exit_code == 2
     assert "--numerics: no model is given" in bare.output

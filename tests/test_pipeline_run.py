@@ -402,7 +402,7 @@ def test_the_preset_of_the_paper_runs_on_a_small_pool(given: dict[str, Any], tmp
     assert weights[0] == 0
     assert sum(weights) == pytest.approx(1)
     manifest = json.loads((tmp_path / "run/datastore/less/1/manifest.json").read_text())
-    assert manifest["direction"] == "adam"
+    assert (manifest["direction"], manifest["store_dtype"]) == ("adam", "fp16")
 
 
 def test_a_column_called_siftune_and_hostile_names_come_through(

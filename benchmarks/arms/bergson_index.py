@@ -18,7 +18,7 @@ from bergson.config.config import IndexConfig, PreprocessConfig
 from bergson.data import allocate_batches
 from bergson.utils.worker_utils import create_processor, setup_model_and_peft
 from datasets import Dataset
-from rows import read_rows
+from rows import adapter_folder, read_rows
 
 from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 
@@ -49,7 +49,7 @@ def indexing(
 def main() -> None:
     clock, asked = Clock(), job()
     clock.done(START)
-    adapter = str(Path(asked["inputs"]).absolute() / f"adapter-{asked['rank']}")
+    adapter = str(adapter_folder(asked))
     settings = {
         "model": adapter,
         "precision": asked["dtype"],

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
+from adapted import adapted_model
 from dattri_llm import AttributionArguments, AttributionTask, HookManagerConfig, LESSAttributor
 from dattri_llm.gradient.optimizer_state import optimizer_from_state_dict
-from peft import PeftModel
-from rows import Batch, batches
+from rows import Batch, adapter_folder, batches
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
 from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LORA = [r"lora_[AB]\.default$"]
 
 
@@ -52,13 +48,10 @@ def examples(made: list[Batch]) -> list[dict[str, torch.Tensor]]:
 
 def main() -> None:
     clock, asked = Clock(), job()
-    logging.disable_progress_bar()
     clock.done(START)
-    base: Any = AutoModelForCausalLM.from_pretrained(asked["model"], dtype=DTYPES[asked["dtype"]])
-    adapter = Path(asked["inputs"]) / f"adapter-{asked['rank']}"
-    model: Any = PeftModel.from_pretrained(base, str(adapter), is_trainable=True).eval()
+    model = adapted_model(asked)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    saved = torch.load(adapter / "optimizer.pt", weights_only=True)
+    saved = torch.load(adapter_folder(asked) / "optimizer.pt", weights_only=True)
     optimizer = optimizer_from_state_dict(model, saved, names)
     scratch = Path(asked["scratch"])
     how = AttributionArguments(

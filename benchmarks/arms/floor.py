@@ -6,14 +6,13 @@ With a `rank` the frozen adapter is in its place and adds its two small products
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from rows import Batch, batches
+from rows import Batch, adapter_folder, batches
 from torch.nn import functional
 
-from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
+from clock import START, Clock, job
 from siftune.model.load import load_model, quiet_transformers
 from siftune.model.lora import load_adapter
 
@@ -39,18 +38,12 @@ def main() -> None:
     model: Any = load_model(asked["model"], dtype=asked["dtype"])
     with quiet_transformers():
         if "rank" in asked:
-            adapter = Path(asked["inputs"]) / f"adapter-{asked['rank']}"
-            model = load_adapter(model, adapter, trainable=False).get_base_model()
+            model = load_adapter(model, adapter_folder(asked), trainable=False).get_base_model()
         model.requires_grad_(False)
-        todo = batches(asked)
-        clock.done(LOAD)
-        step(model, todo[-1])
-        clock.done(FIRST)
-        losses = [step(model, batch) for batch in todo]
-        clock.done(GRADIENTS)
+        loss = clock.passes(lambda batch: step(model, batch), batches(asked))
     clock.write(
         rows=asked["rows"],
-        mean_loss=sum(losses) / asked["rows"],
+        mean_loss=loss / asked["rows"],
         dtype=asked["dtype"],
         packages=("torch", "transformers"),
     )

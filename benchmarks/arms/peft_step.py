@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from adapted import adapted_model
 from rows import Batch, batches
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
-from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from clock import START, Clock, job
 
 
 def step(model: Any, batch: Batch) -> float:
@@ -26,20 +21,12 @@ def step(model: Any, batch: Batch) -> float:
 
 def main() -> None:
     clock, asked = Clock(), job()
-    logging.disable_progress_bar()
     clock.done(START)
-    base: Any = AutoModelForCausalLM.from_pretrained(asked["model"], dtype=DTYPES[asked["dtype"]])
-    adapter = Path(asked["inputs"]) / f"adapter-{asked['rank']}"
-    model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True).train()
-    todo = batches(asked)
-    clock.done(LOAD)
-    step(model, todo[-1])
-    clock.done(FIRST)
-    losses = [step(model, batch) for batch in todo]
-    clock.done(GRADIENTS)
+    model = adapted_model(asked).train()
+    loss = clock.passes(lambda batch: step(model, batch), batches(asked))
     clock.write(
         rows=asked["rows"],
-        mean_loss=sum(losses) / asked["rows"],
+        mean_loss=loss / asked["rows"],
         dtype=asked["dtype"],
         packages=("torch", "transformers", "peft"),
     )

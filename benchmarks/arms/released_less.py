@@ -7,19 +7,15 @@ BasicProjector): dense ±1, drawn anew for each block of 128 of the 8192 feature
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from rows import Batch, batches
+from adapted import adapted_model
+from rows import Batch, adapter_folder, batches
 from torch import Tensor
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
 from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BLOCK, PROJECT_ROWS = 128, 16
 
 
@@ -45,12 +41,9 @@ def projected(directions_B_P: Tensor, n_features: int) -> Tensor:
 
 def main() -> None:
     clock, asked = Clock(), job()
-    logging.disable_progress_bar()
     clock.done(START)
-    base: Any = AutoModelForCausalLM.from_pretrained(asked["model"], dtype=DTYPES[asked["dtype"]])
-    adapter = Path(asked["inputs"]) / f"adapter-{asked['rank']}"
-    model: Any = PeftModel.from_pretrained(base, str(adapter), is_trainable=True).eval()
-    saved = torch.load(adapter / "optimizer.pt", weights_only=True)["state"]
+    model = adapted_model(asked)
+    saved = torch.load(adapter_folder(asked) / "optimizer.pt", weights_only=True)["state"]
     m, v = (
         torch.cat([saved[i][key].view(-1) for i in range(len(saved))]) for key in ("exp_avg", "exp_avg_sq")
     )

@@ -1,4 +1,4 @@
-"""The examples that all arms share, as `inputs.py` wrote them: token ids, trained tokens, and the common batches."""
+"""The examples that all arms share, as `engine_inputs.py` wrote them: token ids, trained tokens, and the common batches."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ class Batch(NamedTuple):
 
     def labels(self) -> Tensor:
         return torch.where(self.trained_B_T, self.ids_B_T, -100)
+
+
+def adapter_folder(job: dict[str, Any]) -> Path:
+    """The adapter of the rank that is asked for, with its Adam moments."""
+    return Path(job["inputs"]).absolute() / f"adapter-{job['rank']}"
 
 
 def read_rows(job: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -281,6 +281,7 @@ def doctor(
     attn: Attn = None,
     device: Device = None,
     threads: Threads = None,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Is this machine, model, template and data fit for a run? Shows examples with their trained tokens."""
@@ -298,10 +299,16 @@ def doctor(
         "threads": threads,
     }
     with told(debug, again()):
+        from rich.console import Console
+
         from siftune.pipeline.doctor import examine
         from siftune.records.recipe import make_recipe
 
-        if not examine(make_recipe(only_given(given)), examples, numerics=numerics):
+        console = Console(highlight=False, stderr=as_json)
+        found = examine(make_recipe(only_given(given)), examples, console, numerics=numerics)
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+        if not found["fit"]:
             raise typer.Exit(2)
 
 

@@ -40,7 +40,8 @@ def verify_command(run_dir: RunDir, as_json: AsJson = False, debug: Debug = Fals
         typer.echo(json.dumps(values, indent=2))
     else:
         for fault in found.faults:
-            say(f"{fault.file} {fault.what} (rows {fault.start} to {fault.stop - 1})")
+            rows = f"rows {fault.start} to {fault.stop - 1}" if fault.stop else "all rows"
+            say(f"{fault.file} {fault.what} ({rows})")
         if found.without_sum:
             typer.echo(f"{len(found.without_sum)} files were written without a checksum and are unchecked")
         faults = f"{len(found.faults)} damaged or missing" if found.faults else "all sound"

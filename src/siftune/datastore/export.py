@@ -23,9 +23,11 @@ def export(pool: Pool, store: Datastore, to: Path, *, dtype: str = "fp32") -> tu
     .npy:     an array [N, D]; a row without a feature is NaN
     .parquet: `row`, `id`, `features` (a list); null for a row without one
 
+    Numbers are those that influence is made of: as stored, an int8 row times its scale, whose length is 1 to rounding only.
     Raises SiftuneError for another ending, a dtype that isn't fp32 or fp16, a file that is there, a store that is not whole.
     """
-    if to.suffix not in _WRITERS:
+    write = _WRITERS.get(to.suffix.lower())
+    if write is None:
         raise SiftuneError("is neither .npy nor .parquet", where=str(to), todo="Choose one of these endings")
     if dtype not in NUMBERS:
         raise SiftuneError(f"there is no dtype {dtype!r}", where="--dtype", todo="Choose fp32 or fp16")
@@ -38,7 +40,7 @@ def export(pool: Pool, store: Datastore, to: Path, *, dtype: str = "fp32") -> tu
             todo="Run the same 'siftune run' again: they are made",
         )
     with written_whole(to) as aside:
-        return _WRITERS[to.suffix](pool, store, aside, NUMBERS[dtype])
+        return write(pool, store, aside, NUMBERS[dtype])
 
 
 def _blocks(store: Datastore, dtype: np.dtype) -> Iterator[tuple[int, np.ndarray]]:

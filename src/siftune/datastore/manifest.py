@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from siftune.records.errors import SiftuneError
 from siftune.records.files import read_sealed, write_sealed
 
+_DIGEST = re.compile("[0-9a-f]{32,64}")
 PACKAGES = ("siftune", "torch", "transformers", "peft", "tokenizers", "numpy")
 
 
@@ -51,13 +53,30 @@ def claim(path: Path, made_with: dict[str, Any], what: str, made_by: dict[str, s
     for key in [*made_with, *(key for key in found if key not in made_with)]:
         was, now = found.get(key), made_with.get(key)
         if was != now:
+            key, was, now = _difference(key, was, now)
             raise SiftuneError(
-                f"{what} was made with {key} = {was!r}; now it is {now!r}",
+                f"{what}, made with {key} {_in_words(was)}, can't go on with {_in_words(now)}",
                 where=str(path),
-                todo=f"Set {key} back, or start a new run with another --out: the two can't be mixed",
+                todo=f"Bring {key} back to what it was, or start a new run with another --out: the two can't be mixed",
             )
     return {
         package: f"{versions_then.get(package)}, now {now}"
         for package, now in made_by.items()
         if versions_then.get(package) != now
     }
+
+
+def _difference(key: str, was: Any, now: Any) -> tuple[str, Any, Any]:
+    """What differs, by the name that a sentence gives it; of a mapping (the checkpoint) the first part that does."""
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return key, was, now
+    part = next(part for part in [*now, *was] if was.get(part) != now.get(part))
+    return f"the {key}'s {part}", was.get(part), now.get(part)
+
+
+def _in_words(value: Any) -> str:
+    """A value as a sentence has it; digests by their first digits."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "on", False: "off"}[value]
+    text = ", ".join(map(_in_words, value)) if isinstance(value, list) else str(value)
+    return f"{text[:8]}…" if _DIGEST.fullmatch(text) else text

@@ -14,7 +14,7 @@ from siftune.gradients.directions import AdamState, direction
 from siftune.gradients.loss import causal_model, losses, try_head
 from siftune.gradients.projection import Projector
 from siftune.model.attention import quick_attention
-from siftune.model.lora import lora_parameters
+from siftune.model.lora import check_supported, lora_parameters
 from siftune.records.errors import SiftuneError
 from siftune.records.recipe import Direction
 
@@ -42,6 +42,7 @@ class FeatureExtractor:
     model:     with the checkpoint's adapter loaded and active; it is put into eval mode (LoRA dropout off) and its weights frozen
     projector: the run's projection
     state:     the checkpoint's Adam moments; None allows only the directions `sgd` and `sign`
+    Raises SiftuneError where the adapter is not plain LoRA.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class FeatureExtractor:
         *,
         gradient_checkpointing: bool = False,
     ):
+        check_supported(model)
         self.model = model.eval().requires_grad_(False)
         captured_too = lora_layers(model)
         self.shapes = {

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,70 +29,99 @@ from siftune.records.recipe import Recipe
 from siftune.records.text import shown
 
 
+class Examination:
+    """What is printed while it is found, and the same for programs: `found`, as `siftune doctor --json` prints it."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.found: dict[str, Any] = {
+            "fit": True,
+            "faults": [],
+            "versions": versions(),
+            "machine": [],
+            "chat_template": None,
+            "pool": [],
+            "targets": {},
+            "adopt": None,
+            "numerics": None,
+        }
+
+    def fault(self, what: str, where: str | None = None) -> None:
+        """Say what is not fit."""
+        self.found["fit"] = False
+        self.found["faults"].append({"what": what, "where": where})
+        self.console.print(f"[red]fault[/red]            {escape(shown(what))}", soft_wrap=True)
+
+    def say(self, about: str, text: str) -> None:
+        """A line about something."""
+        self.console.print(f"{about:<16} {escape(shown(text))}", soft_wrap=True)
+
+
 def examine(
     recipe: Recipe, n_examples: int, console: Console | None = None, *, numerics: bool = False
-) -> bool:
-    """Print what was found; whether all of it is fit. Only what is given is looked at.
+) -> dict[str, Any]:
+    """Print what was found, and return it; `fit`: whether all of it is. Only what is given is looked at.
 
     numerics: try too whether features depend on batch-mates, which loads the model several times
     """
-    console = console or Console(highlight=False)
-    sound = _machine(recipe, console)
+    look = Examination(console or Console(highlight=False))
+    _machine(recipe, look)
     if recipe.model is None:
         if numerics:
             raise SiftuneError("no model is given", where="--numerics", todo="Give a model: --model M")
-        console.print("Give --model (and --pool, --target, --adopt) to have them looked at too.")
-        return sound
+        look.console.print("Give --model (and --pool, --target, --adopt) to have them looked at too.")
+        return look.found
     try:
         template_from = template_folder(Path(recipe.adopt)) if recipe.adopt else None
         tokenizer = load_tokenizer(recipe.model, recipe.revision, template_from=template_from)
         encoder = ChatEncoder(
             tokenizer, max_length=recipe.max_length, too_long=recipe.too_long, mask=recipe.mask
         )
-        console.print(f"chat template    {escape(shown(encoder.describe()))}", soft_wrap=True)
     except SiftuneError as error:
-        return _fault(console, error)
+        look.fault(str(error), error.where)
+        return look.found
+    look.found["chat_template"] = encoder.describe()
+    look.say("chat template", encoder.describe())
     for source in recipe.pool:
-        sound &= _pool(source, encoder, tokenizer, n_examples, console)
+        _pool(source, encoder, tokenizer, n_examples, look)
     for name, source in recipe.target.items():
-        sound &= _target(name, source, encoder, console)
+        _target(name, source, encoder, look)
     if recipe.adopt:
-        sound &= _adoption(recipe, console)
+        _adoption(recipe, look)
     if numerics:
-        sound &= _numerics(recipe, encoder, console)
-    console.print("All of it is fit for a run." if sound else "[red]Not all of it is fit for a run.[/red]")
-    return sound
+        _numerics(recipe, encoder, look)
+    fit = "All of it is fit for a run." if look.found["fit"] else "[red]Not all of it is fit for a run.[/red]"
+    look.console.print(fit)
+    return look.found
 
 
-def _machine(recipe: Recipe, console: Console) -> bool:
-    console.print(
-        "versions         " + ", ".join(f"{name} {number}" for name, number in versions().items()),
-        soft_wrap=True,
-    )
+def _machine(recipe: Recipe, look: Examination) -> None:
+    look.say("versions", ", ".join(f"{name} {number}" for name, number in versions().items()))
     try:
         resolved, notes = settled(recipe)
     except SiftuneError as error:
-        return _fault(console, error)
-    for note in notes:
-        console.print(f"machine          {escape(shown(note))}, {resolved.threads} threads", soft_wrap=True)
+        look.fault(str(error), error.where)
+        return
+    lines = [("machine", f"{note}, {resolved.threads} threads") for note in notes]
     device = device_of(resolved)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        console.print(
-            f"memory           {free / 2**30:.0f} of {total / 2**30:.0f} GiB free on {torch.cuda.get_device_name(device)}"
-        )
+        name = torch.cuda.get_device_name(device)
+        lines.append(("memory", f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free on {name}"))
     elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        console.print(
-            f"memory           {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB in all"
-        )
-    console.print(f"disk             {shutil.disk_usage('.').free / 2**30:.0f} GiB free here")
-    return True
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        lines.append(("memory", f"{total / 2**30:.0f} GiB in all"))
+    lines.append(("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"))
+    for about, text in lines:
+        look.say(about, text)
+        look.found["machine"].append(text if about == "machine" else f"{about}: {text}")
 
 
-def _pool(source: str, encoder: ChatEncoder, tokenizer: object, n_examples: int, console: Console) -> bool:
+def _pool(source: str, encoder: ChatEncoder, tokenizer: object, n_examples: int, look: Examination) -> None:
     """Show the first examples of a source with their trained tokens, and count what a longer look finds."""
     printed = usable = looked = 0
     reasons: dict[str, str] = {}
+    console = look.console
     try:
         for item in islice(read_pool([source]), 1000):
             looked += 1
@@ -106,19 +136,20 @@ def _pool(source: str, encoder: ChatEncoder, tokenizer: object, n_examples: int,
             else:
                 reasons.setdefault(encoded, item.where)
     except SiftuneError as error:
-        return _fault(console, error)
+        look.fault(str(error), error.where)
+        return
     if printed:
         console.rule()
-    console.print(
-        f"pool             {escape(shown(source))}: {usable} of the first {looked} rows can be used",
-        soft_wrap=True,
-    )
-    for reason, where in islice(reasons.items(), 5):
-        console.print(f"                 {escape(shown(where))}: {escape(shown(reason))}", soft_wrap=True)
-    return usable > 0
+    look.say("pool", f"{source}: {usable} of the first {looked} rows can be used")
+    first = [{"where": where, "reason": reason} for reason, where in islice(reasons.items(), 5)]
+    for one in first:
+        look.say("", f"{one['where']}: {one['reason']}")
+    look.found["pool"].append({"source": source, "looked_at": looked, "usable": usable, "reasons": first})
+    if not usable:
+        look.fault("no row that was looked at can be used", source)
 
 
-def _target(name: str, source: str, encoder: ChatEncoder, console: Console) -> bool:
+def _target(name: str, source: str, encoder: ChatEncoder, look: Examination) -> None:
     try:
         rows = read_target(source, name)
         for row in rows:
@@ -129,63 +160,65 @@ def _target(name: str, source: str, encoder: ChatEncoder, console: Console) -> b
                     todo="Correct or remove it",
                 )
     except SiftuneError as error:
-        return _fault(console, error)
+        look.fault(str(error), error.where)
+        return
     subtasks = len({row.subtask for row in rows})
-    console.print(
-        f"target           {name}: {len(rows)} rows, {subtasks} subtask{'s' * (subtasks > 1)}, all usable"
-    )
-    return True
+    look.say("target", f"{name}: {len(rows)} rows, {subtasks} subtask{'s' * (subtasks > 1)}, all usable")
+    look.found["targets"][name] = {"rows": len(rows), "subtasks": subtasks}
 
 
-def _adoption(recipe: Recipe, console: Console) -> bool:
+def _adoption(recipe: Recipe, look: Examination) -> None:
     assert recipe.model is not None
     assert recipe.adopt is not None
     try:
         base = load_model(recipe.model, revision=recipe.revision)
         with tempfile.TemporaryDirectory() as folder:
             adopted = adopt(Path(recipe.adopt), Path(folder), base=base, weights=recipe.weights)
-            weights = ", ".join(f"{checkpoint.weight:.3f}" for checkpoint in adopted.checkpoints)
+            weights = [checkpoint.weight for checkpoint in adopted.checkpoints]
     except SiftuneError as error:
-        return _fault(console, error)
-    console.print(f"adopt            {len(adopted.checkpoints)} checkpoints, weights {weights}")
+        look.fault(str(error), error.where)
+        return
+    shares = ", ".join(f"{weight:.3f}" for weight in weights)
+    look.say("adopt", f"{len(weights)} checkpoints, weights {shares}")
     for note in adopted.notes:
-        console.print(f"                 {escape(shown(note))}", soft_wrap=True)
-    return True
+        look.say("", note)
+    look.found["adopt"] = {"weights": weights, "notes": list(adopted.notes)}
 
 
-def _numerics(recipe: Recipe, encoder: ChatEncoder, console: Console) -> bool:
+def _numerics(recipe: Recipe, encoder: ChatEncoder, look: Examination) -> None:
     """A line for each attention implementation × dtype, and what to set where the run's own is not sound."""
     try:
         found = look_at_numerics(recipe, encoder)
     except SiftuneError as error:
-        return _fault(console, error)
+        look.fault(str(error), error.where)
+        return
+    look.found["numerics"] = found.as_values()
     rows = f"{len(found.lengths)} rows of {found.lengths[0]} to {found.lengths[-1]} tokens"
-    console.print(f"numerics         features of {rows}, each alone and in batches", soft_wrap=True)
+    look.say("numerics", f"{rows}, each alone and in batches: how far is a row's feature moved (1 - cosine)?")
     table = Table(box=None, pad_edge=False)
-    for title in ("", "attn", "dtype", "cosine distance", "rounding may", "norm", "from fp32 eager", ""):
-        table.add_column(title, justify="left" if title in ("", "attn", "dtype") else "right")
+    for title in ("", "attn", "dtype"):
+        table.add_column(title)
+    for title in (
+        "by batch-mates",
+        "of that, rounding\nexplains up to",
+        "its norm, by\nbatch-mates",
+        "by the dtype\n(from fp32 eager)",
+    ):
+        table.add_column(title, justify="right")
+    table.add_column("")
     for f in found.findings:
         why = "as fp32 shows" if f.within_rounding else f.worst
         verdict = "sound" if found.sound(f) else f"[red]depends on batch-mates[/red] ({why})"
-        numbers = (f"{number:.1e}" for number in (f.cosine, f.allowed, f.norm, f.from_fp32))
+        numbers = (f"{f.cosine:.1e}", f"{f.allowed:.1e}", f"{f.norm:.2%}", f"{f.from_fp32:.1e}")
         table.add_row(" " * 15, f.attn, f.dtype, *numbers, verdict)
-    console.print(table)
+    look.console.print(table)
     for attn, reason in found.left_out.items():
-        console.print(f"                 {attn} was left out: {escape(shown(reason))}", soft_wrap=True)
-    own = found.default
-    if found.sound(own):
-        console.print(
-            f"                 a run would take --attn {own.attn} --dtype {own.dtype}, which is sound"
-        )
+        look.say("", f"{attn} was left out: {reason}")
+    own = f"--attn {found.default.attn} --dtype {found.default.dtype}"
+    if found.sound(found.default):
+        look.say("", f"a run would take {own}, which is sound")
     else:
-        console.print(
-            f"[red]fault[/red]            features under --attn {own.attn} --dtype {own.dtype}, which a run would take,"
-            f" depend on batch-mates. Use {found.advice}",
-            soft_wrap=True,
+        look.fault(
+            f"features under {own}, which a run would take, depend on batch-mates. Use {found.advice}",
+            "--numerics",
         )
-    return found.sound(own)
-
-
-def _fault(console: Console, error: SiftuneError) -> bool:
-    console.print(f"[red]fault[/red]            {escape(shown(str(error)))}", soft_wrap=True)
-    return False

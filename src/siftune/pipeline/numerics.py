@@ -107,6 +107,25 @@ class Numerics(NamedTuple):
             return f"--attn {nearest[0].attn} --dtype {nearest[0].dtype}"
         return "--batch-tokens 1"  # every row in a batch of its own, without padding
 
+    def as_values(self) -> dict[str, Any]:
+        """For `--json`; a distance that is not finite is null."""
+        tried = []
+        for finding in self.findings:
+            numbers = {
+                name: value if math.isfinite(value) else None
+                for name, value in zip(("cosine", "norm", "from_fp32", "allowed"), finding[2:6], strict=True)
+            }
+            about = {"attn": finding.attn, "dtype": finding.dtype, "sound": self.sound(finding)}
+            tried.append({**about, **numbers, "worst": finding.worst})
+        own = {"attn": self.default.attn, "dtype": self.default.dtype}
+        return {
+            "lengths": self.lengths,
+            "tried": tried,
+            "left_out": self.left_out,
+            "own": own,
+            "advice": self.advice,
+        }
+
 
 def look_at_numerics(recipe: Recipe, encoder: ChatEncoder) -> Numerics:
     """Measure what a run with this recipe would work by, and every other combination that the machine and the model offer.

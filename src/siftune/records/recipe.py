@@ -213,6 +213,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_length": 2048,
         "method": "less",
         "direction": "adam",
+        "store_dtype": "fp16",  # its store: 16 bits a number
         "rule": "top",
         "centre": False,
     }
