@@ -14,7 +14,7 @@ from siftune.chat.batches import pad_batch, token_batches
 from siftune.chat.encoder import ChatEncoder
 from siftune.datastore.asking import Question
 from siftune.datastore.claims import shards_to_make
-from siftune.datastore.plan import Shard
+from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.pool import Pool, TokenRows
 from siftune.datastore.quantise import quantised
 from siftune.datastore.shards import shard_notes, write_shard
@@ -35,14 +35,17 @@ def build_datastore(
     store_dtype: StoreDtype,
     on_rows: Callable[[int], None] = lambda rows: None,
     on_wait: Callable[[str], None] = lambda what: None,
+    plan: ShardPlan | None = None,
 ) -> Datastore:
     """Make what is missing of a checkpoint's features, beside other processes if there are any.
+
+    `plan` has the shards that are wanted, where it isn't all of the pool's.
 
     `on_rows` is told how many rows each step finished, those that others made among them; `on_wait` what is waited for.
 
     The manifest has been claimed before (`siftune.datastore.manifest.claim`).
     """
-    for shard in shards_to_make(path, pool.plan, on_rows, on_wait):
+    for shard in shards_to_make(path, plan or pool.plan, on_rows, on_wait):
         rows = pool.token_rows(shard)
         features = features_of(rows, extractor, direction, pool.plan.batch_tokens, on_rows)
         on_rows(len(shard) - len(rows.row_N))

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from siftune.chat.batches import pad_batch, token_batches
 from siftune.datastore.claims import shards_to_make
-from siftune.datastore.plan import Shard
+from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.pool import Pool, TokenRows
 from siftune.datastore.shards import write_shard
 from siftune.datastore.store import Datastore
@@ -47,9 +47,13 @@ def build_vectors(
     embed: Embed,
     on_rows: OnRows = lambda rows: None,
     on_wait: Callable[[str], None] = lambda what: None,
+    plan: ShardPlan | None = None,
 ) -> Datastore:
-    """Make what is missing of a method's vectors. The manifest has been claimed before (`siftune.datastore.manifest.claim`)."""
-    for shard in shards_to_make(path, pool.plan, on_rows, on_wait):
+    """Make what is missing of a method's vectors; `plan` has the shards that are wanted, where it isn't all of the pool's.
+
+    The manifest has been claimed before (`siftune.datastore.manifest.claim`).
+    """
+    for shard in shards_to_make(path, plan or pool.plan, on_rows, on_wait):
         row_N, vectors_N_H = embed(shard, on_rows)
         on_rows(len(shard) - len(row_N))
         features_N_H = np.full((len(shard), vectors_N_H.shape[1]), np.nan, np.float32)

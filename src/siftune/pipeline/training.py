@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from siftune.chat.batches import pad_batch
 from siftune.datastore.features_writer import build_datastore, build_influence, build_target_features
 from siftune.datastore.manifest import claim, versions
+from siftune.datastore.plan import ShardPlan
 from siftune.datastore.pool import TokenRows
 from siftune.datastore.shards import shard_notes
 from siftune.datastore.targets import Target, features_file, missing_influence
@@ -93,9 +94,13 @@ def make_features(session: Session, targets: Mapping[str, tuple[Target, TokenRow
 
 
 def make_pool_features(
-    session: Session, checkpoint: int, extractor: FeatureExtractor, on_rows: Callable[[int], None]
+    session: Session,
+    checkpoint: int,
+    extractor: FeatureExtractor,
+    on_rows: Callable[[int], None],
+    plan: ShardPlan | None = None,
 ) -> None:
-    """Make what is missing of the pool's features under one checkpoint, beside other workers."""
+    """Make what is missing of the pool's features, or of those shards in `plan`, under one checkpoint, beside other workers."""
     build_datastore(
         session.store_path(checkpoint),
         session.pool,
@@ -104,6 +109,7 @@ def make_pool_features(
         store_dtype=session.recipe.store_dtype,
         on_rows=on_rows,
         on_wait=session.reporter.note,
+        plan=plan,
     )
 
 

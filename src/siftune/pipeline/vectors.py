@@ -54,8 +54,15 @@ def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows
 
 def make_pool_vectors(session: Session, on_rows: Callable[[int], None]) -> None:
     """Make what is missing of the pool's vectors, beside other workers."""
-    with _way(session) as (embed, *_):
+    with embedder(session) as embed:
         build_vectors(session.vectors_path(), session.pool, embed, on_rows, session.reporter.note)
+
+
+@contextmanager
+def embedder(session: Session) -> Iterator[Embed]:
+    """What makes vectors of shards; the manifest is claimed first."""
+    with _way(session) as (embed, *_):
+        yield embed
 
 
 @contextmanager

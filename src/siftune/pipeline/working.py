@@ -8,6 +8,7 @@ from pathlib import Path
 
 from siftune.datastore.store import Datastore
 from siftune.model.checkpoint import list_checkpoints
+from siftune.pipeline.machine import on_own_device
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import read_run_recipe
 from siftune.pipeline.scoring import GRADED, VECTORED
@@ -28,7 +29,7 @@ def work(path: Path, reporter: Reporter | None = None) -> None:
     Any number of processes and machines that see the directory may do so at once; which of them makes a shard changes nothing
     in it. Raises SiftuneError where the run has no checkpoints yet.
     """
-    recipe = read_run_recipe(path)
+    recipe = on_own_device(read_run_recipe(path))
     session = Session(path, recipe, reporter or Reporter(), recipe)
     if not (path / "pool" / "plan.json").exists():
         raise SiftuneError("has not read its pool yet", where=str(path), todo="Start it: siftune run")
