@@ -3,8 +3,8 @@
     python benchmarks/scoring.py --work FOLDER
 
 One int8 store of random unit features is written below FOLDER (4 GB at 500,000 rows) and asked about 100 target rows, its first parts too. *Cold*: its
-pages are dropped from memory before (what the disk or its host keeps by itself stays). *Warm*: it has just been read. What 10 million rows take is then stated
-from the largest store: rows over its cold seconds a row, and its bytes over the rate at which its files are read cold and nothing is computed.
+pages are dropped from memory before (what the disk or its host keeps by itself stays). *Warm*: it has just been read. What 10 million rows take is stated
+from the largest store and one thread: its CPU seconds warm, and its bytes over the rate at which files are read cold when nothing is computed.
 """
 
 from __future__ import annotations
@@ -93,17 +93,16 @@ def part(store: Datastore, rows: int) -> Datastore:
     return Datastore(store.path, ShardPlan(shards, 1, "", ()))
 
 
-def extrapolated(found: Asked, store_bytes: int, disk_rate: float) -> dict[str, float]:
-    """What FULL rows take, by the figures of a smaller store: linear in rows, as the figures of the smaller parts show."""
+def extrapolated(found: Asked, store_bytes: float, disk_rate: float) -> dict[str, float]:
+    """What FULL rows take, from a smaller store: everything is linear in rows. disk_rate: bytes a second"""
     times = FULL / found.rows
     return {
         "rows": FULL,
         "gib": round(store_bytes * times / 2**30, 1),
-        "influence_gib": round(FULL * 100 * 4 / 2**30, 1),
-        "minutes_cold": round(found.cold["wall"] * times / 60, 1),
-        "minutes_cpu": round(found.cold["cpu"] * times / 60, 1),
-        "disk_bound_below_mb_per_second": round(store_bytes / found.warm["wall"] / 1e6),
+        "minutes_computing": round(found.warm["cpu"] * times / 60, 1),
         "minutes_reading": round(store_bytes * times / disk_rate / 60, 1),
+        "minutes_cold_as_measured": round(found.cold["wall"] * times / 60, 1),
+        "disk_bound_below_mb_per_second": round(store_bytes / found.warm["cpu"] / 1e6),
     }
 
 
@@ -135,7 +134,7 @@ def main() -> None:
                 found.append(asked(part(whole, rows + SHARD_ROWS - 1), target, threads, given.rounds))
                 print(found[-1], flush=True)
         disk_rate = store_bytes / read_seconds(whole, given.rounds)
-    of_largest = [each for each in found if each.rows == max(one.rows for one in found)]
+    alone = max((each for each in found if each.threads == min(given.threads)), key=lambda each: each.rows)
     about = {name: getattr(given, name) for name in ("features", "target_rows", "rounds")}
     values = {
         **about,
@@ -144,9 +143,7 @@ def main() -> None:
         "gib": round(store_bytes / 2**30, 2),
         "disk_mb_per_second": round(disk_rate / 1e6),
         "asked": [each._asdict() for each in found],
-        "extrapolated": {
-            f"{each.threads} threads": extrapolated(each, store_bytes, disk_rate) for each in of_largest
-        },
+        "extrapolated": extrapolated(alone, store_bytes, disk_rate),
     }
     print(write_result("scoring", values))
 

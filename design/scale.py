@@ -127,11 +127,11 @@ def tables(result: dict[str, Any]) -> list[str]:
         "| rows | rows a shard | shards | files | entries of one folder | datastore | influence on 100 target rows | `plan.json` |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for of in result["cost"]:
-        lines.append(
-            f"| {of['rows'] / 1e6:.0f} M | {of['shard_rows']:,} | {of['shards']:,} | {of['files']:,} | {of['entries_of_a_directory']:,} "
-            f"| {of['datastore_tb']} TB | {of['influence_of_100_target_rows_gb']:.0f} GB | {of['plan_json_mb']} MB |"
-        )
+    lines += [
+        f"| {of['rows'] / 1e6:.0f} M | {of['shard_rows']:,} | {of['shards']:,} | {of['files']:,} | {of['entries_of_a_directory']:,} "
+        f"| {of['datastore_tb']} TB | {of['influence_of_100_target_rows_gb']:.0f} GB | {of['plan_json_mb']} MB |"
+        for of in result["cost"]
+    ]
     made = ["\n".join(lines)]
     for worker, row_seconds in ROW_SECONDS.items():
         sizes = " | ".join(f"{rows / 1e6:.0f} M rows, {workers:,} workers" for rows, workers in SIZES)

@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 
 import siftune
-from from_results import accuracy
+from from_results import accuracy, scoring
 from siftune.cli import app as command_line
 from siftune.records.recipe import PRESETS, Recipe
 
@@ -45,6 +45,7 @@ def _fill(app: Sphinx, page: str, source: list[str]) -> None:
         ("<!-- from code: names -->", lambda: names(source[0])),
         ("<!-- from results: accuracy -->", accuracy),
         ("<!-- from results: store dtypes -->", store_dtypes),
+        ("<!-- from results: scoring -->", scoring),
     ):
         if marker in source[0]:
             source[0] = source[0].replace(marker, make())
