@@ -24,7 +24,7 @@ from siftune.records.recipe import PRESETS, Recipe
 _ITEM = re.compile(r"([A-Za-z_]\w*(?:, \w+)*):\s+(\S.*)")
 _CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 # A link to Markdown that is no page of the site: offered as a file, since a page of it there is none.
-_OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:experiments|examples)/[^)#]*\.md)\)")
+_OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:experiments|examples|design)/[^)#]*\.md)\)")
 _FIRST = ("demo", "run")
 """Where a person starts; the other commands follow by name."""
 _STORE_DTYPES = Path(__file__).parents[2] / "benchmarks" / "results" / "store_dtypes.json"
