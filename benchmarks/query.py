@@ -97,7 +97,7 @@ def measured(folder: Path, given: argparse.Namespace, store_dtype: StoreDtype) -
     work = {
         "asking": ask,
         "product alone": lambda: [resident @ features_D_V for _ in range(blocks)],
-        "reading": lambda: [_read(file) for file in files],
+        "reading": lambda: [read_whole(file) for file in files],
         "reading, CRC-32": lambda: [checksums(file, with_sha256=False) for file in files],
         "reading, CRC-32, SHA-256": lambda: [checksums(file, with_sha256=True) for file in files],
         "conversion": lambda: [None for _ in converted()],
@@ -123,7 +123,8 @@ def measured(folder: Path, given: argparse.Namespace, store_dtype: StoreDtype) -
     return found
 
 
-def _read(file: Path) -> None:
+def read_whole(file: Path) -> None:
+    """Read a file and drop what was read."""
     with file.open("rb", buffering=0) as opened:
         while opened.readinto(_BUFFER):
             pass

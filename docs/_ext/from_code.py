@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 
 import siftune
-from from_results import accuracy, reliability
+from from_results import accuracy, reliability, scoring
 from siftune.cli import app as command_line
 from siftune.records.recipe import PRESETS, Recipe
 
@@ -24,7 +24,7 @@ from siftune.records.recipe import PRESETS, Recipe
 _ITEM = re.compile(r"([A-Za-z_]\w*(?:, \w+)*):\s+(\S.*)")
 _CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 # A link to Markdown that is no page of the site: offered as a file, since a page of it there is none.
-_OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:experiments|examples)/[^)#]*\.md)\)")
+_OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:experiments|examples|design)/[^)#]*\.md)\)")
 _FIRST = ("demo", "run")
 """Where a person starts; the other commands follow by name."""
 _STORE_DTYPES = Path(__file__).parents[2] / "benchmarks" / "results" / "store_dtypes.json"
@@ -46,6 +46,7 @@ def _fill(app: Sphinx, page: str, source: list[str]) -> None:
         ("<!-- from results: accuracy -->", accuracy),
         ("<!-- from results: reliability -->", reliability),
         ("<!-- from results: store dtypes -->", store_dtypes),
+        ("<!-- from results: scoring -->", scoring),
     ):
         if marker in source[0]:
             source[0] = source[0].replace(marker, make())

@@ -66,6 +66,27 @@ def _lacking(of: dict[str, Any]) -> str:
     return ", ".join(what for what, so in lacks.items() if so)
 
 
+def scoring() -> str:
+    """What benchmarks/results/scoring.json says of asking large stores, as Markdown."""
+    found = json.loads((RESULTS / "scoring.json").read_text(encoding="utf-8"))
+    full = found["extrapolated"]
+    lines = [
+        f"Measured {found['date'][:10]} at commit {found['commit']} on {found['machine']['cpu']}: {found['target_rows']} target rows, one checkpoint,"
+        f" {found['store_dtype']} × {found['features']:,}. *Cold*: the store's pages were dropped from memory before.\n",
+        "| rows | threads | cold, CPU s | cold, s | warm, CPU s | warm, s | memory over before, MiB |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {of['rows']:,} | {of['threads']} | {of['cold']['cpu']:.1f} | {of['cold']['wall']:.1f} | {of['warm']['cpu']:.1f} "
+            f"| {of['warm']['wall']:.1f} | {of['peak_mib']:.0f} |"
+            for of in found["asked"]
+        ),
+        f"\nSo {full['rows'] / 1e6:.0f} million rows, {full['gib']:.0f} GiB, take {full['minutes_computing']:.0f} minutes of one thread and"
+        f" {full['minutes_reading']:.0f} of this disk ({found['disk_mb_per_second']} MB a second when only read), whichever is slower, for every checkpoint."
+        f" Below {full['disk_bound_below_mb_per_second']} MB a second the disk decides, above it the processor does.\n",
+    ]
+    return "\n".join(lines)
+
+
 def _choices(lines: list[dict[str, Any]]) -> list[str]:
     table = [
         "| choice | compared with | KiB a row | CPU | order, `top` | best 5 %, `top` | order, `by-subtask` | best 5 %, `by-subtask` |",

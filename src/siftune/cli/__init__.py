@@ -16,7 +16,10 @@ def main() -> None:
 
 
 def _spread(arguments: list[str]) -> list[str]:
-    """`--pool a b` as `--pool a --pool b`, so that shell patterns work; after a run directory, where a command has one."""
+    """`--pool a b` as `--pool a --pool b`, so that shell patterns work; after a run directory, where a command has one.
+
+    And `--ray` alone as `--ray auto`: typer knows no option whose value may be left out.
+    """
     spread: list[str] = []
     flag: str | None = None
     for place, argument in enumerate(arguments):
@@ -25,6 +28,8 @@ def _spread(arguments: list[str]) -> list[str]:
         elif flag is not None and not arguments[place - 1].startswith("-"):
             spread.append(flag)
         spread.append(argument)
+        if argument == "--ray" and (arguments[place + 1 :] or ["-"])[0].startswith("-"):
+            spread.append("auto")
     return spread
 
 

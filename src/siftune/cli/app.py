@@ -82,6 +82,7 @@ _NOT_SETTINGS = {
     "run_dir",
     "out",
     "until",
+    "ray",
     "recipe",
     "preset",
     "settings",

@@ -157,6 +157,15 @@ Workers = Annotated[
     Int,
     option("--workers", "Processes that make features; default one per visible GPU or CPU thread.", MACHINE),
 ]
+RayAddress = Annotated[
+    Text,
+    option(
+        "--ray",
+        "Make features on a Ray cluster that sees the run directory; alone or auto: one of this machine, found or started.",
+        MACHINE,
+        "[ADDRESS]",
+    ),
+]
 BatchTokens = Annotated[
     Int,
     option(

@@ -52,6 +52,7 @@ from siftune.cli.options import (
     Quantize,
     Quiet,
     Rank,
+    RayAddress,
     RecipeFile,
     Repeats,
     Revision,
@@ -150,6 +151,7 @@ def run(
     workers: Workers = None,
     batch_tokens: BatchTokens = None,
     shard_rows: ShardRows = None,
+    ray: RayAddress = None,
     no_text: NoText = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -163,7 +165,7 @@ def run(
         from siftune.pipeline.settings import gathered
 
         asked = gathered(recipe_file=recipe, preset=preset, set_lines=settings or [], given=given)
-        result = pipeline.run(asked, out, until=until_stage(until), reporter=reporter(quiet))
+        result = pipeline.run(asked, out, until=until_stage(until), ray=ray, reporter=reporter(quiet))
         page = report(out, reporter=reporter(True)).page if result.selections else None
         closing(result, as_json, until, page)
 

@@ -14,7 +14,7 @@ from siftune.chat.encoder import ChatEncoder
 from siftune.datastore.asking import Question
 from siftune.datastore.careful import Care, Told, fill_tokens, target_care
 from siftune.datastore.making import OnFailure, make_shards
-from siftune.datastore.plan import Shard
+from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.pool import Pool, TokenRows
 from siftune.datastore.quantise import quantised
 from siftune.datastore.shards import shard_notes, write_shard
@@ -36,8 +36,11 @@ def build_datastore(
     on_rows: Callable[[int], None] = lambda rows: None,
     on_wait: Callable[[str], None] = lambda what: None,
     failing: OnFailure | None = None,
+    plan: ShardPlan | None = None,
 ) -> Datastore:
     """Make what is missing of a checkpoint's features, beside other processes if there are any.
+
+    `plan` has the shards that are wanted, where it isn't all of the pool's.
 
     `on_rows` is told how many rows each step finished, those that others made among them; `on_wait` what is waited for.
 
@@ -50,7 +53,7 @@ def build_datastore(
         on_rows(len(shard) - len(rows.row_N))
         write_features(path, shard, rows, features, store_dtype, care)
 
-    make_shards(path, pool, make, failing or OnFailure(), on_rows, on_wait)
+    make_shards(path, pool, make, failing or OnFailure(), on_rows, on_wait, plan)
     return Datastore(path, pool.plan)
 
 

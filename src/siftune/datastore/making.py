@@ -9,7 +9,7 @@ from pathlib import Path
 
 from siftune.datastore.careful import MOST, Care, Told
 from siftune.datastore.claims import shards_to_make
-from siftune.datastore.plan import Shard
+from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.pool import Pool
 from siftune.datastore.shards import shard_notes
 from siftune.datastore.trouble import DEATHS, Trouble
@@ -36,8 +36,9 @@ def make_shards(
     failing: OnFailure,
     on_rows: Callable[[int], None],
     on_wait: Callable[[str], None],
+    plan: ShardPlan | None = None,
 ) -> None:
-    """Call `make` for every shard of `path` that is missing and that no other process makes."""
+    """Call `make` for every shard of `path` that is missing and that no other process makes; only for those in `plan`, if there is one."""
 
     def careful(shard: Shard) -> Care:
         def where(row: int) -> str:
@@ -51,7 +52,7 @@ def make_shards(
             if shard.name == failing.only:
                 make(shard, careful(shard))
         return
-    with closing(shards_to_make(path, pool.plan, on_rows, on_wait)) as shards:
+    with closing(shards_to_make(path, plan or pool.plan, on_rows, on_wait)) as shards:
         for shard in shards:
             if failing.apart and _kills(path, shard):
                 failing.apart(path, shard)

@@ -6,7 +6,7 @@ adds shards and never moves one. It does not depend on who does the work or how 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from siftune.records.errors import SiftuneError
@@ -50,6 +50,10 @@ class ShardPlan:
     @property
     def n_rows(self) -> int:
         return self.shards[-1].stop if self.shards else 0
+
+    def only(self, number: int) -> ShardPlan:
+        """The plan of one shard alone."""
+        return replace(self, shards=(self.shards[number],))
 
     def write(self, path: Path) -> None:
         shards = [

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from siftune.datastore.careful import Care, Work, fill_tokens
 from siftune.datastore.making import OnFailure, make_shards
-from siftune.datastore.plan import Shard
+from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.pool import Pool, TokenRows
 from siftune.datastore.shards import write_shard
 from siftune.datastore.store import Datastore
@@ -48,8 +48,12 @@ def build_vectors(
     on_rows: OnRows = lambda rows: None,
     on_wait: Callable[[str], None] = lambda what: None,
     failing: OnFailure | None = None,
+    plan: ShardPlan | None = None,
 ) -> Datastore:
-    """Make what is missing of a method's vectors. The manifest has been claimed before (`siftune.datastore.manifest.claim`)."""
+    """Make what is missing of a method's vectors; `plan` has the shards that are wanted, where it isn't all of the pool's.
+
+    The manifest has been claimed before (`siftune.datastore.manifest.claim`).
+    """
 
     def make(shard: Shard, care: Care) -> None:
         row_N, vectors_N_H = embed(shard, care, on_rows)
@@ -64,7 +68,7 @@ def build_vectors(
         reasons = {str(row): care.reasons.get(row, "the vector is not finite") for row in without}
         write_shard(path, shard, tensors, {"without_feature": reasons, **care.notes()})
 
-    make_shards(path, pool, make, failing or OnFailure(), on_rows, on_wait)
+    make_shards(path, pool, make, failing or OnFailure(), on_rows, on_wait, plan)
     return Datastore(path, pool.plan)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +46,17 @@ def device_of(recipe: Recipe) -> torch.device:
             todo="Leave --device out, or use cpu",
         ) from error
     return device
+
+
+def on_own_device(recipe: Recipe) -> Recipe:
+    """Where a launcher started several workers on a machine (torchrun, accelerate, srun): the recipe on the GPU of this one's number.
+
+    Where fewer GPUs are visible than workers were started, they share them. On a CPU nothing is to be chosen.
+    """
+    number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
+    if number is None or device_of(recipe).type != "cuda":
+        return recipe
+    return recipe.with_settings({"device": f"cuda:{int(number) % torch.cuda.device_count()}"})
 
 
 def pin(recipe: Recipe) -> None:

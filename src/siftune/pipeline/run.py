@@ -19,6 +19,7 @@ from typing import Any
 
 from siftune.pipeline.choosing import check_settings, check_used, choose
 from siftune.pipeline.progress import Reporter
+from siftune.pipeline.ray_cluster import connected
 from siftune.pipeline.rundir import CHOICE, anchored, locked, merged, read_run_recipe
 from siftune.pipeline.scoring import GRADED, TARGETED, VECTORED
 from siftune.pipeline.session import Session
@@ -38,10 +39,16 @@ class RunResult:
 
 
 def run(
-    recipe: Recipe, out: Path | str, *, until: Stage = "selection", reporter: Reporter | None = None
+    recipe: Recipe,
+    out: Path | str,
+    *,
+    until: Stage = "selection",
+    ray: str | None = None,
+    reporter: Reporter | None = None,
 ) -> RunResult:
     """Carry a run on to the stage `until`. Settings of an existing run that aren't asked for stay as they are.
 
+    ray: address of a Ray cluster that makes features and vectors; auto: one that is found or started on this machine
     Raises SiftuneError, before any work where it can be known, for anything that can't be done as asked.
     """
     stage_named(until)
@@ -54,7 +61,7 @@ def run(
     _check_complete(recipe, until, asked.target)
     if until == "selection":
         _check_free(out, recipe, list(asked.target) or list(recipe.target) or [recipe.method])
-    with locked(out):
+    with locked(out), connected(ray):
         if recorded is None:
             recipe = _settled(recipe, reporter)
         session = Session(out, recipe, reporter, recorded)
@@ -67,7 +74,7 @@ def run(
         encoded = session.keep_targets(read)
         reached = STAGES.index(until)
         if reached >= STAGES.index("warmup"):
-            _planned_and_made(session, encoded, until)
+            _planned_and_made(session, encoded, until, on_ray=ray is not None)
         if until != "selection":
             return RunResult(out, {})
         names = list(asked.target) or list(recipe.target) or [recipe.method]
@@ -163,34 +170,48 @@ def append(path: Path | str, pool: Iterable[str], *, reporter: Reporter | None =
 
 
 def make_what_the_method_needs(
-    session: Session, encoded: dict[str, Any], reached: int = STAGES.index("influence")
+    session: Session,
+    encoded: dict[str, Any],
+    reached: int = STAGES.index("influence"),
+    *,
+    on_ray: bool = False,
 ) -> None:
-    """Make what is missing of all that the recipe's method reads, up to the stage number `reached`."""
+    """Make what is missing of all that the recipe's method reads, up to the stage number `reached`.
+
+    on_ray: the pool's part of it on the Ray cluster that is connected to
+    """
     from siftune.pipeline.crew import Crew
 
+    method, features = session.recipe.method, reached >= STAGES.index("datastore")
     with Crew(session) as crew:
-        if session.recipe.method in GRADED:
-            from siftune.pipeline.training import make_checkpoints, make_features, make_influence
+        if method in GRADED:
+            from siftune.pipeline.training import make_checkpoints
 
             make_checkpoints(session)
-            if reached >= STAGES.index("datastore"):
-                make_features(session, encoded, crew)
+        if on_ray and features and method in (*GRADED, *VECTORED):
+            from siftune.pipeline.on_ray import make_on_ray
+
+            make_on_ray(session)
+        if method in GRADED and features:
+            from siftune.pipeline.training import make_features, make_influence
+
+            make_features(session, encoded, crew)
             if reached >= STAGES.index("influence"):
                 make_influence(session, encoded)
-        if session.recipe.method in VECTORED and reached >= STAGES.index("datastore"):
+        if method in VECTORED and features:
             from siftune.pipeline.vectors import make_vectors
 
             make_vectors(session, encoded, crew)
 
 
-def _planned_and_made(session: Session, encoded: dict[str, Any], until: Stage) -> None:
+def _planned_and_made(session: Session, encoded: dict[str, Any], until: Stage, *, on_ray: bool) -> None:
     """Say what is to come and what it will cost, make it, and log how that estimate did."""
     planned = None
     if session.recipe.method in (*GRADED, *VECTORED):
         from siftune.pipeline.planning import told_plan
 
         planned = told_plan(session, {name: tokens for name, (_, tokens) in encoded.items()}, until)
-    make_what_the_method_needs(session, encoded, STAGES.index(until))
+    make_what_the_method_needs(session, encoded, STAGES.index(until), on_ray=on_ray)
     if planned:
         took = session.log.seconds
         session.log.event(

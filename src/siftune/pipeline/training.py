@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from siftune.chat.batches import pad_batch
 from siftune.datastore.features_writer import build_datastore, build_influence, build_target_features
 from siftune.datastore.manifest import claim, versions
+from siftune.datastore.plan import ShardPlan
 from siftune.datastore.pool import TokenRows
 from siftune.datastore.shards import shard_notes
 from siftune.datastore.targets import Target, features_file, missing_influence
@@ -100,8 +101,12 @@ def make_pool_features(
     extractor: FeatureExtractor,
     on_rows: Callable[[int], None],
     only: str | None = None,
+    plan: ShardPlan | None = None,
 ) -> None:
-    """Make what is missing of the pool's features under one checkpoint, beside other workers. only: that shard, for who holds it"""
+    """Make what is missing of the pool's features, or of those shards in `plan`, under one checkpoint, beside other workers.
+
+    only: that shard, for a process apart: who started it holds its claim
+    """
     build_datastore(
         session.store_path(checkpoint),
         session.pool,
@@ -111,6 +116,7 @@ def make_pool_features(
         on_rows=on_rows,
         on_wait=session.reporter.note,
         failing=on_failure(session, only),
+        plan=plan,
     )
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from siftune.datastore.careful import target_care
 from siftune.datastore.manifest import claim, versions
+from siftune.datastore.plan import ShardPlan
 from siftune.datastore.pool import TokenRows
 from siftune.datastore.shards import shard_notes
 from siftune.datastore.targets import Target, kept_rows, vectors_file, write_target_vectors
@@ -55,11 +56,26 @@ def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows
     session.update_index()
 
 
-def make_pool_vectors(session: Session, on_rows: Callable[[int], None], only: str | None = None) -> None:
-    """Make what is missing of the pool's vectors, beside other workers. only: that shard, for who holds it"""
-    path, pool, note = session.vectors_path(), session.pool, session.reporter.note
+def make_pool_vectors(
+    session: Session,
+    embed: Embed,
+    on_rows: Callable[[int], None],
+    only: str | None = None,
+    plan: ShardPlan | None = None,
+) -> None:
+    """Make what is missing of the pool's vectors, or of those shards in `plan`, beside other workers.
+
+    only: that shard, for a process apart: who started it holds its claim
+    """
+    path, note = session.vectors_path(), session.reporter.note
+    build_vectors(path, session.pool, embed, on_rows, note, on_failure(session, only), plan)
+
+
+@contextmanager
+def embedder(session: Session) -> Iterator[Embed]:
+    """What makes vectors of shards; the manifest is claimed first."""
     with _way(session) as (embed, *_):
-        build_vectors(path, pool, embed, on_rows, note, on_failure(session, only))
+        yield embed
 
 
 @contextmanager

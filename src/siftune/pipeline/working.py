@@ -8,13 +8,14 @@ from pathlib import Path
 
 from siftune.datastore.store import Datastore
 from siftune.model.checkpoint import list_checkpoints
+from siftune.pipeline.machine import on_own_device
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import read_run_recipe
 from siftune.pipeline.scoring import GRADED, VECTORED
 from siftune.pipeline.session import Session
 from siftune.pipeline.stages import gradients_title, vectors_title
 from siftune.pipeline.training import feature_extractor, make_pool_features
-from siftune.pipeline.vectors import make_pool_vectors
+from siftune.pipeline.vectors import embedder, make_pool_vectors
 from siftune.records.errors import SiftuneError
 
 
@@ -30,7 +31,7 @@ def work(path: Path, reporter: Reporter | None = None, only: Path | None = None)
 
     only: `datastore/less/2/shard-00012`: that shard alone, for the process that holds it and started this one
     """
-    recipe = read_run_recipe(path)
+    recipe = on_own_device(read_run_recipe(path))
     session = Session(path, recipe, reporter or Reporter(), recipe)
     if not (path / "pool" / "plan.json").exists():
         raise SiftuneError("has not read its pool yet", where=str(path), todo="Start it: siftune run")
@@ -53,8 +54,11 @@ def work(path: Path, reporter: Reporter | None = None, only: Path | None = None)
                     make_pool_features(session, checkpoint.number, extractor, _led(advance), shard)
     if recipe.method in VECTORED and (missing := _missing(session, session.vectors_path(), only)):
         title = vectors_title(session.vectors_name())
-        with session.reporter.bar(title, n_rows, "rows", n_rows - missing) as advance:
-            make_pool_vectors(session, _led(advance), shard)
+        with (
+            embedder(session) as embed,
+            session.reporter.bar(title, n_rows, "rows", n_rows - missing) as advance,
+        ):
+            make_pool_vectors(session, embed, _led(advance), shard)
 
 
 def _missing(session: Session, folder: Path, only: Path | None) -> int:
