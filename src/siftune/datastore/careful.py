@@ -62,7 +62,6 @@ class Care:
     trouble: what is known of the shard; None for a target
     watched: note there what is tried before it is tried: this process may end over it
     reasons: rows that failed alone, and why
-    ended:   those of them that ended processes
     halved:  batches that were made in halves and not whole after that
     """
 
@@ -73,12 +72,12 @@ class Care:
     trouble: Trouble | None = None
     watched: bool = False
     reasons: dict[int, str] = field(default_factory=dict[int, str])
-    ended: list[int] = field(default_factory=list[int])
     halved: int = 0
 
     def notes(self) -> dict[str, Any]:
         """What the shard's side-car says of it: nothing, where nothing happened."""
-        notes = {"batches_halved": self.halved, "ended_processes": self.ended}
+        ended = self.trouble.ended if self.trouble else {}
+        notes = {"batches_halved": self.halved, "ended_processes": ended}
         return {name: value for name, value in notes.items() if value}
 
     def fill(
@@ -127,7 +126,7 @@ class Care:
         items = [
             work.stand_in(work.items[i], work.items[kept[0]]) if i in lost else work.items[i] for i in batch
         ]
-        if self.watched and (ended := self._noted(_named(work, kept, lost), alone=len(batch) == 1)):
+        if self.trouble and (ended := self._noted(self.trouble, _named(work, kept, lost), len(batch))):
             return ended
         failure: Exception | None = None
         for _ in range(TRIES):
@@ -150,14 +149,14 @@ class Care:
                 raise self._leave(failure) from failure
         return failure
 
-    def _noted(self, name: str, *, alone: bool) -> ProcessEndedError | None:
-        """Note what is about to be tried, unless processes ended over it often enough."""
-        assert self.trouble is not None
-        ends = self.trouble.ended.get(name, [])
-        if len(ends) > alone:
+    def _noted(self, trouble: Trouble, name: str, n_rows: int) -> ProcessEndedError | None:
+        """Note what is about to be tried, where this process may end over it; not where others did, often enough."""
+        ends = trouble.ended.get(name, [])
+        if len(ends) >= (2 if n_rows == 1 else 1):
             return ProcessEndedError(", ".join(ends))
-        self.trouble.trying = name
-        self.trouble.write()
+        if self.watched:
+            trouble.trying = name
+            trouble.write()
         return None
 
     def _lose(self, row: int, failure: Exception) -> None:
@@ -169,7 +168,6 @@ class Care:
                 todo="Let a 'siftune worker' with more memory make it, or start a new run with --gradient-checkpointing or a smaller --max-length",
             ) from failure
         if isinstance(failure, ProcessEndedError):
-            self.ended.append(row)
             self.reasons[row] = f"the process that computes it ends ({failure})"
         else:
             self.reasons[row] = f"it can't be computed ({type(failure).__name__}: {_said(failure)})"

@@ -45,6 +45,7 @@ def make_shards(
             return pool.table(shard, ["where"])["where"][row - shard.start].as_py()
 
         name, trouble = str(path / shard.name), Trouble.of(path, shard)
+        trouble.ended = {**_elsewhere(path, shard), **trouble.ended}
         return Care(name, where, MOST, failing.told, trouble, watched=failing.only is not None)
 
     if failing.only is not None:
@@ -54,16 +55,15 @@ def make_shards(
         return
     with closing(shards_to_make(path, plan or pool.plan, on_rows, on_wait)) as shards:
         for shard in shards:
-            if failing.apart and _kills(path, shard):
+            if failing.apart and Trouble.of(path, shard).deaths >= DEATHS:
                 failing.apart(path, shard)
                 on_rows(len(shard))
             else:
                 make(shard, careful(shard))
 
 
-def _kills(path: Path, shard: Shard) -> bool:
-    """Have processes died over this shard, here or in another store of the run?"""
-    if Trouble.of(path, shard).deaths >= DEATHS:
-        return True
-    others = (folder for folder in path.parent.parent.glob("*/*") if folder != path)
-    return any("ended_processes" in (shard_notes(folder, shard) or {}) for folder in others)
+def _elsewhere(path: Path, shard: Shard) -> dict[str, list[str]]:
+    """What processes ended over when they made this shard of the run's other stores: those rows are in quarantine as it is."""
+    folders = (folder for folder in sorted(path.parent.parent.glob("*/*")) if folder != path)
+    notes = (shard_notes(folder, shard) or {} for folder in folders)
+    return {rows: ends for found in notes for rows, ends in found.get("ended_processes", {}).items()}
