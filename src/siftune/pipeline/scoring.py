@@ -72,9 +72,10 @@ def stores_of(session: Session) -> list[WeightedStore]:
     for folder in sorted((session.path / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name)):
         number = int(folder.name)
         store = session.store(number)
-        if store.missing():
+        if missing := store.missing():
             raise _unmade(
-                session, f"the datastore lacks {len(store.missing())} shards at checkpoint {number}"
+                session,
+                f"the datastore lacks {len(missing)} shards at checkpoint {number}, {missing[0].name} among them",
             )
         stores.append(WeightedStore(number, checkpoint_weight(folder), store))
     if not stores:
@@ -85,8 +86,11 @@ def stores_of(session: Session) -> list[WeightedStore]:
 def vector_store(session: Session) -> Datastore:
     """The vectors that the recipe's method compares, whole; SiftuneError where some are not made yet."""
     store = Datastore(session.vectors_path(), session.pool.plan)
-    if store.missing():
-        raise _unmade(session, f"the vectors of {session.vectors_name()} lack {len(store.missing())} shards")
+    if missing := store.missing():
+        raise _unmade(
+            session,
+            f"the vectors of {session.vectors_name()} lack {len(missing)} shards, {missing[0].name} among them",
+        )
     return store
 
 

@@ -151,4 +151,6 @@ def _kin(name: str, text: str) -> bool:
     path = Path(name)
     if path.parts[0] == "checkpoints" and "was made with checkpoint = " in text:
         return True
-    return any(str(part) in text for part in (path, path.with_suffix(""), path.parent))
+    return any(str(part) in text for part in (path, path.with_suffix(""), path.parent)) or (
+        path.stem.startswith("shard-") and path.stem in text
+    )

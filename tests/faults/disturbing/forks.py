@@ -38,17 +38,21 @@ class Command:
     forks: Forks
     pid: int
     log: Path
+    found: Ended | None = None
 
     def signal(self, number: signal.Signals) -> None:
-        """To the command; it has not been waited for, so its id is still its own."""
-        os.kill(self.pid, number)
+        """To the command; until it has been waited for, its id is still its own."""
+        if self.found is None:
+            os.kill(self.pid, number)
 
     def ended(self, seconds: float = LONGEST) -> Ended | None:
         """Wait for the end; None where it does not come."""
+        if self.found is not None:
+            return self.found
         status = self.forks.ask({"wait": self.pid, "seconds": seconds})
-        return (
-            None if status is None else Ended(status, self.log.read_text(encoding="utf-8", errors="replace"))
-        )
+        if status is not None:
+            self.found = Ended(status, self.log.read_text(encoding="utf-8", errors="replace"))
+        return self.found
 
     def finished(self) -> Ended:
         """Wait for the end; a command that does not come to it is killed, and an AssertionError."""
