@@ -79,7 +79,17 @@ def _costs(arms: list[dict[str, Any]]) -> str:
         for arm in arms
         if arm["rounds"]
     ]
-    heads = "arm, what, dtype, rows, mean loss, CPU seconds a row, peak MiB, over its load, rounds".split(", ")
+    heads = [
+        "arm",
+        "what",
+        "dtype",
+        "rows",
+        "mean loss",
+        "CPU seconds a row",
+        "peak MiB",
+        "over its load",
+        "rounds",
+    ]
     return _table("Cost by arm", heads, rows)
 
 

@@ -115,7 +115,7 @@ def rewritten(file: Path, change: Callable[[dict], object]) -> None:
     file.write_text(yaml.safe_dump(value) if file.suffix == ".yaml" else json.dumps(value))
 
 
-def in_table(name: str, value: object) -> Callable[[Path], None]:
+def in_table(name: str, value: object) -> Callable[[Path], object]:
     def change(file: Path) -> None:
         table = pq.read_table(file)
         column = table[name].to_pylist()
@@ -126,11 +126,11 @@ def in_table(name: str, value: object) -> Callable[[Path], None]:
     return change
 
 
-def in_json(change: Callable[[dict], object]) -> Callable[[Path], None]:
+def in_json(change: Callable[[dict], object]) -> Callable[[Path], object]:
     return lambda file: rewritten(file, change)
 
 
-CHANGES: list[tuple[str, Callable[[Path], None], str]] = [
+CHANGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("pool/plan.json", in_json(lambda j: j["shards"][1].update(start=29)), "don't follow one another"),
     ("pool/index.parquet", in_table("n_tokens", 1), "n_tokens are not what the pool says"),
     ("pool/index.parquet", in_table("fingerprint", "0" * 32), "fingerprint are not what the pool says"),
@@ -165,7 +165,7 @@ CHANGES: list[tuple[str, Callable[[Path], None], str]] = [
 
 @pytest.mark.parametrize(("name", "harm", "what"), CHANGES, ids=[f"{n} {w}" for n, _, w in CHANGES])
 def test_what_was_changed_but_can_be_read_is_named(
-    copy: Path, name: str, harm: Callable[[Path], None], what: str
+    copy: Path, name: str, harm: Callable[[Path], object], what: str
 ) -> None:
     if name == "report.json":
         (copy / name).write_text("{}")
