@@ -18,7 +18,11 @@ import accuracy_tiny
 import from_results
 import record
 from accuracy_measures import Question, agreement, bytes_per_row, cosine_error, mean_agreement, stored
+from bf16 import by_peft, by_siftune, nearness
+from model_helpers import write_tiny_model
 from pipeline_helpers import recipe, write_inputs
+from siftune.model.load import load_model
+from siftune.model.lora import add_lora, lora_parameters
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.run import run
 
@@ -109,6 +113,45 @@ def test_the_page_has_every_choice_of_the_result(tmp_path: Path, monkeypatch: py
     assert "| tiny gpt2, sketch, 10 weights | 0.0200 | 0.0200 | 0.0200 | 0.0200 |" in page
     monkeypatch.setattr(from_results, "RESULTS", tmp_path / "none")
     assert "benchmarks/accuracy.py" in from_results.accuracy()
+
+
+def test_nearness_is_of_angle_length_and_difference() -> None:
+    truth = np.array([[3.0, 4.0], [1.0, 0.0]], np.float32)
+    assert set(nearness(truth, truth).values()) == {0.0, 1.0}
+    found = nearness(np.array([[6.0, 8.0], [0.0, 1.0]], np.float32), truth)  # twice as long; turned by 90°
+    assert (found["cosine_least"], found["cosine_mean"]) == (0.0, 0.5)
+    assert (found["norm_ratio_least"], found["norm_ratio_most"]) == (1.0, 2.0)
+    assert (found["error_median"], found["error_most"]) == (
+        pytest.approx((1 + 2**0.5) / 2, abs=1e-5),
+        pytest.approx(2**0.5, abs=1e-5),
+    )
+
+
+def test_both_ways_to_a_gradient_are_one_in_fp32(tmp_path: Path) -> None:
+    model = add_lora(
+        load_model(str(write_tiny_model(tmp_path, "llama"))),
+        rank=2,
+        alpha=4.0,
+        dropout=0.3,
+        targets=("auto",),
+        seed=0,
+    )
+    for weight in lora_parameters(model).values():
+        weight.data.normal_(std=0.1)
+    row = (np.arange(3, 14, dtype=np.int32), np.arange(11) > 4)
+    np.testing.assert_allclose(by_peft(model)(row), by_siftune(model)(row), atol=1e-6, rtol=1e-4)
+
+
+def test_the_paragraph_on_bf16_is_of_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = from_results.bf16()
+    found = json.loads((from_results.RESULTS / "bf16.json").read_text(encoding="utf-8"))
+    assert all(
+        f"{of[arm]['error_median']:.3f}" in said
+        for of in found["checkpoints"].values()
+        for arm in ("siftune bf16", "peft bf16")
+    )
+    monkeypatch.setattr(from_results, "RESULTS", tmp_path)
+    assert "benchmarks/bf16.py" in from_results.bf16()
 
 
 def test_the_benchmark_on_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

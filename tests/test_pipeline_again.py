@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import Trainer, TrainingArguments
 
 from pipeline_helpers import (
     N_PLANTED,
@@ -16,21 +18,20 @@ from pipeline_helpers import (
     pool_rows,
     recipe,
     target_rows,
-    write_inputs,
     write_rows,
 )
 from siftune.datastore.pool import Pool
 from siftune.datastore.store import Datastore
 from siftune.datastore.verify import verify
+from siftune.model.checkpoint import list_checkpoints
+from siftune.model.load import load_model
+from siftune.model.lora import add_lora
 from siftune.pipeline.run import append, run, score, select
+from siftune.pipeline.verifying import verify_run
 from siftune.records.log import read_events
+from siftune.records.recipe import make_recipe
 
 MADE = ("pool", "checkpoints", "datastore", "targets")
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,32 @@ def test_a_checkpoint_that_came_later_leaves_the_others_alone(copy: Path, given:
     run(recipe(given, store_dtype="int8"), copy, until="influence")
     assert before.items() <= stamps(copy, *MADE).items()
     assert rows_made(copy, n_events) == {"datastore 2": N_POOL}
+
+
+def test_an_adopted_run_gets_one_checkpoint_more(given: dict[str, Any], tmp_path: Path) -> None:
+    """As docs/howto/adopt.md says: asked again, the run keeps what it has; a copy without checkpoints and choices takes all three."""
+    outputs, path = tmp_path / "outputs", tmp_path / "run"
+    model = add_lora(load_model(given["model"]), rank=4, alpha=16.0, dropout=0.0, targets=("q_proj",), seed=0)
+    rows = [{"input_ids": torch.arange(3, 13), "labels": torch.arange(3, 13)} for _ in range(12)]
+    how = {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 2}
+    quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True}
+    Trainer(model, TrainingArguments(str(outputs), **how, **quiet), train_dataset=rows).train()
+    (outputs / "checkpoint-6").rename(tmp_path / "later")
+    settings = {name: given[name] for name in ("model", "pool", "target", "method", "features", "dtype")}
+    settings |= {"adopt": str(outputs), "threads": 1, "shard_rows": 100, "keep": "5%"}
+    run(recipe(settings), path)
+    (tmp_path / "later").rename(outputs / "checkpoint-6")
+    run(recipe(settings), path)
+    assert len(list_checkpoints(path)) == 2
+    more = Path(shutil.copytree(path, tmp_path / "more"))
+    shutil.rmtree(more / "checkpoints")
+    shutil.rmtree(more / "selections")
+    before, n_events = stamps(more, "datastore", "targets"), len(list(read_events(more / "log.jsonl")))
+    run(make_recipe({}), more)
+    assert len(list_checkpoints(more)) == 3
+    assert before.items() <= stamps(more, "datastore", "targets").items()
+    assert rows_made(more, n_events) == {"datastore 3": N_POOL}
+    assert not verify_run(more).faults
 
 
 def test_a_run_kept_in_8_bits_finds_the_planted_rows(done: Path) -> None:

@@ -22,7 +22,6 @@ from pipeline_helpers import (
     pool_rows,
     recipe,
     target_rows,
-    write_inputs,
     write_rows,
 )
 from siftune.cli import app
@@ -167,11 +166,6 @@ def test_time_left_counts_down_and_does_not_jump() -> None:
 
 
 # Against a run
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")

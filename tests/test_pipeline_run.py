@@ -42,11 +42,6 @@ from siftune.records.recipe import PRESETS, Recipe, make_recipe
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
 def done(given: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; tests below may add to it, never change what it has."""
     out = tmp_path_factory.mktemp("runs") / "run"

@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 
 import siftune
-from from_results import accuracy, reliability, scoring
+from from_results import accuracy, bf16, reliability, scoring
 from siftune.cli import app as command_line
 from siftune.records.recipe import PRESETS, Recipe
 
@@ -44,6 +44,7 @@ def _fill(app: Sphinx, page: str, source: list[str]) -> None:
         ("<!-- from code: recipe -->", recipe),
         ("<!-- from code: names -->", lambda: names(source[0])),
         ("<!-- from results: accuracy -->", accuracy),
+        ("<!-- from results: bf16 -->", bf16),
         ("<!-- from results: reliability -->", reliability),
         ("<!-- from results: store dtypes -->", store_dtypes),
         ("<!-- from results: scoring -->", scoring),

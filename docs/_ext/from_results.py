@@ -87,6 +87,29 @@ def scoring() -> str:
     return "\n".join(lines)
 
 
+def bf16() -> str:
+    """What benchmarks/results/bf16.json found, as a paragraph."""
+    file = RESULTS / "bf16.json"
+    if not file.exists():
+        return "Not measured on this checkout: `benchmarks/bf16.py` makes `benchmarks/results/bf16.json`.\n"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    parts = []
+    for arm, name in (("siftune bf16", "siftune's gradients"), ("peft bf16", "PEFT's own")):
+        of = [by_arm[arm] for by_arm in found["checkpoints"].values()]
+        error = " and ".join(f"{one['error_median']:.3f}" for one in of)
+        cosine = min(one["cosine_least"] for one in of)
+        low, high = min(one["norm_ratio_least"] for one in of), max(one["norm_ratio_most"] for one in of)
+        parts.append(
+            f"{name} are off by {error} of their length (medians; checkpoints {' and '.join(found['checkpoints'])}),"
+            f" cosine {cosine:.3f} or more, norms {low:.2f} to {high:.2f} of the true ones"
+        )
+    rows = found["rows"]
+    return (
+        f"On {rows['n']} rows of {rows['tokens']['least']} to {rows['tokens']['most']} tokens, {found['date'][:10]}, commit"
+        f" {found['commit']}: {'; '.join(parts)}.\n"
+    )
+
+
 def _choices(lines: list[dict[str, Any]]) -> list[str]:
     table = [
         "| choice | compared with | KiB a row | CPU | order, `top` | best 5 %, `top` | order, `by-subtask` | best 5 %, `by-subtask` |",

@@ -4,7 +4,7 @@
 
 WORK/run-DIRECTION (directions.py) -> WORK/choices/TASK-ARM.jsonl, 100 pool rows each, in the order taken, and results/choices.json. An arm is `DIRECTION-CHECKPOINTS-RULE`, or
 `whitened`: sgd at checkpoint 4 with (K/N + .01)^-1 before it, K the pool's own products (TAROT); `blend-DIRECTION`: with rds+; `family`: random gsm8k rows.
-Other ways to join sgd (all checkpoints) and rds+: `normal`: normal scores of their ranks added, so that tails count alike too; `normal2`: rds+ twice; `turns`: a row of one, a row of the other.
+`blend`: sgd under all checkpoints with rds+, as `--method blend` has it. Other ways to join the same two: `normal`: normal scores of their ranks added, so that tails count alike too; `normal2`: rds+ twice; `turns`: a row of one, a row of the other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scipy.special import ndtri
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import HERE, TASKS, stamp
 from siftune.datastore.index import read_index
-from siftune.methods.blend import blended_influence
+from siftune.methods.blend import blended_influence, standardised
 from siftune.methods.less import WeightedStore, less_influence
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import read_run_recipe
@@ -91,6 +91,11 @@ def turns(one: list[int], other: list[int]) -> list[int]:
     return list(dict.fromkeys(both))[:COUNT]
 
 
+def tail(influence_N_V: np.ndarray) -> float:
+    """The largest value that a target row has in the pool, in deviations; mean over target rows."""
+    return round(float(standardised(influence_N_V).max(axis=0).mean()), 3)
+
+
 def choices(choosers: dict[str, Chooser], task: str) -> dict[str, list[int]]:
     """The arms of one task."""
     sgd, rules = choosers["sgd"], get_args(Rule)
@@ -98,6 +103,7 @@ def choices(choosers: dict[str, Chooser], task: str) -> dict[str, list[int]]:
     found = {"rds+": sgd.choose(task, likeness_N_V), "whitened": sgd.choose(task, sgd.whitened(task))}
     less_N_V = sgd.less(task)
     less_normal, likeness_normal = normal_scores(less_N_V), normal_scores(likeness_N_V)
+    found["blend"] = sgd.choose(task, blended_influence(less_N_V, likeness_N_V))
     found["normal"] = sgd.choose(task, less_normal + likeness_normal)
     found["normal2"] = sgd.choose(task, less_normal + 2 * likeness_normal)
     found["turns"] = turns(sgd.choose(task, less_N_V), found["rds+"])
@@ -116,7 +122,7 @@ def choices(choosers: dict[str, Chooser], task: str) -> dict[str, list[int]]:
 
 
 def main(work: Path) -> None:
-    """Write the files, and what the choices share and consist of."""
+    """Write the files, and what the choices share and consist of; how long the tails of gradients (all checkpoints) and likeness are."""
     choosers = {direction: Chooser(work, direction) for direction in ("sgd", "adam", "adam-precond")}
     source_N = choosers["sgd"].index["source"].to_pylist()
     checkpoints = sorted((choosers["sgd"].path / "checkpoints").glob("[0-9]*"))
@@ -134,7 +140,11 @@ def main(work: Path) -> None:
         sources = {
             arm: dict(Counter(source_N[row] for row in rows).most_common()) for arm, rows in found.items()
         }
-        tasks[task] = {"shared": shared, "sources": sources}
+        n_trained_N = choosers["sgd"].index["n_trained"].to_numpy()
+        trained = {arm: round(float(n_trained_N[rows].mean()), 2) for arm, rows in found.items()}
+        sgd = choosers["sgd"]
+        tails = {"less": tail(sgd.less(task)), "rds+": tail(sgd.likeness(task))}
+        tasks[task] = {"shared": shared, "sources": sources, "trained_tokens": trained, "tails": tails}
         print(task, shared)
     result = {**stamp(), "rows": COUNT, "weights": weights, "tasks": tasks}
     out = HERE / "defaults" / "results" / "choices.json"

@@ -18,11 +18,11 @@ def blended_influence(less_N_V: np.ndarray, likeness_N_V: np.ndarray) -> np.ndar
     """`influence_N_V`, fp32, in standard deviations; NaN rows lack one of both, and count in neither's mean."""
     both_N = ~(np.isnan(less_N_V[:, 0]) | np.isnan(likeness_N_V[:, 0]))
     total_N_V = np.full(less_N_V.shape, np.nan, np.float32)
-    total_N_V[both_N] = _standardised(less_N_V[both_N]) + _standardised(likeness_N_V[both_N])
+    total_N_V[both_N] = standardised(less_N_V[both_N]) + standardised(likeness_N_V[both_N])
     return total_N_V
 
 
-def _standardised(influence_N_V: np.ndarray) -> np.ndarray:
+def standardised(influence_N_V: np.ndarray) -> np.ndarray:
     """Mean 0 and deviation 1 in every column; a column that varies by no more than rounding says nothing and becomes 0.
 
     Column by column in fp64, so that memory is that of the result.
