@@ -2,16 +2,16 @@
 the tables of scale.md.
 
 Workers make shards of one checkpoint. Before and after each they ask the file system, which answers so many small operations a second, one after
-the other (a metadata server), and each of which takes its caller a round trip. What a worker asks follows `siftune/datastore/claims.py`:
+the other (a metadata server), and each of which takes its caller a round trip. What a worker asks at most:
 
-    looks   one operation for every shard that it takes for missing, after each shard that it made     (`as it is`)
-    tries   from the front: HELD operations for every claim that another holds, until one is free       (`as it is`)
+    looks   one operation for every shard that it takes for missing, after each shard that it made     (`looks at all`)
+    tries   from the front: HELD operations for every claim that another holds, until one is free       (`looks at all`)
     commit  claim, two files written aside, renamed and made lasting, claim removed: COMMIT operations; a touch of the claim every 20 s
 
 and the ways to ask less, alone and together:
 
     own place     begin to try at a place of one's own: two held claims are met on the way, not all
-    look ahead    look only at the shard that is tried next, not at all that are missing
+    look ahead    look only at the shard that is tried next, not at all that are missing; with `own place`, what siftune/datastore/claims.py does
     batches       one claim for CLAIMED neighbouring shards
     by a scheduler     one process (Ray's driver) looks, once, and hands out numbers; a worker claims and commits
 """
@@ -110,7 +110,7 @@ SIZES = ((1_000_000, 10), (10_000_000, 100), (100_000_000, 1000))
 ROW_SECONDS = {"CPU core, 135M model": 0.32, "GPU, small model": 0.01}
 """The first is `siftune r16 sgd` of benchmarks/results/engine.json; the second an assumption: a parameter to set."""
 WAYS = {
-    "as it is": {},
+    "looks at all": {},
     "own place": {"place": "own"},
     "look ahead": {"looks": "ahead"},
     "own place, look ahead": {"place": "own", "looks": "ahead"},

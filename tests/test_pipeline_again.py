@@ -27,7 +27,6 @@ from siftune.model.checkpoint import list_checkpoints
 from siftune.model.load import load_model
 from siftune.model.lora import add_lora
 from siftune.pipeline.run import append, run, score, select
-from siftune.pipeline.verifying import verify_run
 from siftune.records.log import read_events
 from siftune.records.recipe import make_recipe
 
@@ -132,7 +131,7 @@ def test_an_adopted_run_gets_one_checkpoint_more(given: dict[str, Any], tmp_path
     assert len(list_checkpoints(more)) == 3
     assert before.items() <= stamps(more, "datastore", "targets").items()
     assert rows_made(more, n_events) == {"datastore 3": N_POOL}
-    assert not verify_run(more).faults
+    assert not verify(more).faults
 
 
 def test_a_run_kept_in_8_bits_finds_the_planted_rows(done: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import platform
 import threading
 import time
+import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,29 +36,33 @@ def shards_to_make(
 ) -> Generator[Shard, None, None]:
     """Shards of `folder` for the caller to make, each claimed until the next is asked for; ends when all are done.
 
-    Waits for those that other processes hold; `on_rows` is told the rows of shards that they finished meanwhile,
+    The list is gone through once, each shard looked at when its turn comes: looking again at all that are missing after every
+    shard would be shards² / 2 looks (design/scale.md). Then it waits for those that other processes hold; `on_rows` is told the rows of shards that they finished meanwhile,
     `on_wait`, once, what is waited for.
     """
     waited = False
     with _disk_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
     missing = [shard for shard in plan.shards if shard_notes(folder, shard) is None]
+    if missing and held_by_another(_claim_file(folder, missing[0])):
+        own = zlib.crc32(_me().encode()) % len(missing)  # at the front is a crowd
+        missing = missing[own:] + missing[:own]
     while missing:
-        mine: Shard | None = None
+        left: list[Shard] = []
         for shard in missing:
+            if shard_notes(folder, shard) is not None:
+                on_rows(len(shard))
+                continue
             with _claimed(folder, shard) as held:
+                if not held:
+                    left.append(shard)
+                elif shard_notes(folder, shard) is None:
+                    yield shard
+                else:
+                    on_rows(len(shard))
                 if held:
-                    if shard_notes(folder, shard) is None:
-                        mine = shard
-                        yield shard
                     Trouble.of(folder, shard).over()
-            if mine:
-                break
-        left = [shard for shard in missing if shard_notes(folder, shard) is None]
-        by_others = sum(len(shard) for shard in missing if shard not in left and shard is not mine)
-        if by_others:
-            on_rows(by_others)
-        if left and mine is None:
+        if left and len(left) == len(missing):
             if not waited:
                 on_wait(_held(folder, left[0]))
             waited = True
@@ -66,11 +71,15 @@ def shards_to_make(
 
 
 def _held(folder: Path, shard: Shard) -> str:
-    claim = shard_file(folder, shard).with_suffix(".claim")
+    claim = _claim_file(folder, shard)
     who = f"another process ({_holder(claim) or 'just gone'})"
     return (
         f"waiting for {claim.name}, which {who} holds; it is void after {EXPIRY / 60:.0f} minutes of silence"
     )
+
+
+def _claim_file(folder: Path, shard: Shard) -> Path:
+    return shard_file(folder, shard).with_suffix(".claim")
 
 
 def held_by_another(claim: Path) -> bool:
@@ -81,7 +90,7 @@ def held_by_another(claim: Path) -> bool:
 @contextmanager
 def _claimed(folder: Path, shard: Shard) -> Iterator[bool]:
     """Whether the shard is this process's to make while the block lasts."""
-    claim = shard_file(folder, shard).with_suffix(".claim")
+    claim = _claim_file(folder, shard)
     left_by = _holder(claim) if _void(claim) else None
     with _disk_told(claim):
         if left_by is not None:
