@@ -23,6 +23,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pipeline_helpers import digests, recipe, write_inputs
+from siftune.chat.batches import token_batches
 from siftune.cli import app
 from siftune.datastore import claims, vectors_writer
 from siftune.datastore.careful import MOST, Care, Work
@@ -358,30 +359,44 @@ FeatureExtractor.__call__ = call
 """
 
 
-def test_on_the_command_line_a_worker_outlives_the_row(
-    given: dict[str, Any], out: Path, tmp_path: Path, plug: Plug
-) -> None:
-    """Two deaths before, and a third claim of a dead process: a worker takes it over, finds the row, and ends well."""
+def test_on_the_command_line_a_worker_outlives_the_row(whole: Path, tmp_path: Path, plug: Plug) -> None:
+    """Two deaths before, and a third claim of a dead process: a worker takes it over, goes on with the search, and ends well."""
     (tmp_path / "plug").mkdir()
     (tmp_path / "plug/sitecustomize.py").write_text(
         PLUGGED.format(poison=plug.row.tolist()), encoding="utf-8"
     )
-    plan = out / "pool/plan.json"  # a row a batch: fewer processes have to die
-    plan.write_text(json.dumps({**json.loads(plan.read_text()), "batch_tokens": 1}), encoding="utf-8")
-    folder = out / "datastore/less/1"
-    folder.mkdir(parents=True)
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    folder, pool = out / "datastore/less/1", Pool(out / "pool")
+    shard = pool.plan.shards[SHARD]
+    (folder / f"{shard.name}.safetensors").unlink()
+    batches = token_batches([len(ids) for ids in pool.token_rows(shard).token_ids], pool.plan.batch_tokens)
+    batch = next(batch for batch in batches if ROW - shard.start in batch)
+    searched = {str(ROW): ["SIGSEGV"]}
+    while len(batch) > 1:
+        searched[" ".join(str(shard.start + i) for i in batch)] = ["SIGSEGV"]
+        halves = batch[: len(batch) // 2], batch[len(batch) // 2 :]
+        batch = next(half for half in halves if ROW - shard.start in half)
+    Trouble(folder / f"{shard.name}.trouble.json", deaths=DEATHS - 1, ended=searched).write()
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    Trouble(folder / "shard-00001.trouble.json", deaths=DEATHS - 1).write()
-    (folder / "shard-00001.claim").write_text(f"{platform.node()} {ended.pid}\n", encoding="utf-8")
+    (folder / f"{shard.name}.claim").write_text(f"{platform.node()} {ended.pid}\n", encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "plug"), *sys.path])}
     command = [sys.executable, "-m", "siftune", "worker", str(out), "--quiet"]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert "processes died over datastore/less/1/shard-00001" in found.stderr
     assert "Traceback" not in found.stderr
-    run(recipe(given), out, until="datastore", reporter=QUIET)
-    assert [json.loads(line)["row"] for line in (out / "quarantine.jsonl").read_text().splitlines()] == [ROW]
+    notes = shard_notes(folder, shard)
+    assert notes
+    assert notes["without_feature"] == {
+        str(ROW): "the process that computes it ends (SIGSEGV, exit status 1)"
+    }
+    others = np.arange(len(shard)) != ROW - shard.start
+    features = [
+        restored(read_shard(path / "datastore/less/1", shard)).numpy()[others] for path in (out, whole)
+    ]
+    assert features[0].tobytes() == features[1].tobytes()
+    assert not list(out.rglob("*.trouble.json"))
 
 
 def test_it_is_said_that_batches_are_halved(out: Path, whole: Path, plug: Plug) -> None:
