@@ -20,10 +20,14 @@ _CHUNK = 2**18
 """Bytes hashed at a time: few enough to stay in the processor's cache."""
 
 
-def write_side_car(file: Path, digest: str, notes: dict[str, Any]) -> None:
-    """Commit `file`. digest: of what it was made for; notes: JSON values that rerunning would make again."""
-    crc32, sha256 = checksums(file, with_sha256=True)
-    sums = {"digest": digest, "bytes": file.stat().st_size, "crc32": crc32, "sha256": sha256}
+def write_side_car(file: Path, digest: str, notes: dict[str, Any], content: Path | None = None) -> None:
+    """Commit `file`. digest: of what it was made for; notes: JSON values that rerunning would make again.
+
+    content: where its bytes still are, for a file that takes its name after its side-car
+    """
+    content = content or file
+    crc32, sha256 = checksums(content, with_sha256=True)
+    sums = {"digest": digest, "bytes": content.stat().st_size, "crc32": crc32, "sha256": sha256}
     write_sealed(file.with_suffix(".json"), {**sums, **notes})
 
 

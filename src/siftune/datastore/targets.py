@@ -184,10 +184,13 @@ def target_vectors(target: Target, method: str) -> np.ndarray:
 
 
 def write_numbers(target: Target, file: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Commit numbers of a target's rows: its features under a checkpoint, or its vectors."""
-    with written_whole(file, lasting=False) as aside:
+    """Commit numbers of a target's rows: its features under a checkpoint, or its vectors.
+
+    The side-car comes first, so that they are done when the file is there.
+    """
+    with written_whole(file) as aside:
         save_file(tensors, aside, metadata={"target": target.digest})
-    write_side_car(file, target.digest, {})
+        write_side_car(file, target.digest, {}, content=aside)
 
 
 def _numbers(target: Target, file: Path) -> np.ndarray:

@@ -19,7 +19,13 @@ def write_summary(tried: list[dict[str, Any]], seed: int) -> Path:
         if not line["good"]
     ]
     skipped = Counter(line["name"].partition(",")[0] for line in tried if line.get("skipped"))
-    values = {"seed": seed, "faults": faults, "not_good": not_good, "skipped": dict(skipped)}
+    values = {
+        "command": f"make faults ARGS=--seed={seed}",
+        "seed": seed,
+        "faults": faults,
+        "not_good": not_good,
+        "skipped": dict(skipped),
+    }
     return write_result("reliability", values)
 
 
