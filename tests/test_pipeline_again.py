@@ -93,7 +93,7 @@ def test_appended_rows_alone_are_made(copy: Path, tmp_path: Path) -> None:
     assert append(copy, [str(write_rows(tmp_path / "more.jsonl", pool_rows(70, 10, seed=5)))]) == 70
     after = stamps(copy, *MADE)
     again = {name for name, stamp in before.items() if after[name] != stamp}
-    assert again == {"pool/plan.json", "pool/index.parquet"}
+    assert again == {"pool/plan.json", "pool/index.parquet", "pool/index.json"}
     assert rows_made(copy, n_events) == {"datastore 1": 70, "datastore 2": 70}
 
 

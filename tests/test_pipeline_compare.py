@@ -439,7 +439,7 @@ def of_losses(losses: np.ndarray) -> Cell:
         ({"methods": ("less", "best")}, "'best' is not accepted"),
         ({"methods": ("less", "bm25", "less")}, "given twice"),
         ({"methods": ("less:rule=worst",)}, "'worst' is not accepted"),
-        ({"methods": ("less:rule=[",)}, "'\\[' is not a value"),
+        ({"methods": ("less:rule=[",)}, "not readable YAML"),
         ({"methods": ("less:keep=5",)}, "not SETTING=VALUE"),
         ({"methods": ("less:top",)}, "not SETTING=VALUE"),
         ({"methods": ("random:drop_worst=10%",)}, "does not say which rows are against"),
