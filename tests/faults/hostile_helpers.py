@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import siftune
 
-HANG_SECONDS = 240.0
+HANG_SECONDS = 120.0
 UNPRINTABLE = {chr(code) for code in [*range(32), 127, *range(128, 160), 0x202E, 0x2066, 0x2028]} - {"\n"}
 
 

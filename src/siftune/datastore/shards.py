@@ -37,7 +37,9 @@ def write_shard(folder: Path, shard: Shard, tensors: dict[str, Tensor], notes: d
     try:
         with written_whole(file, lasting=False) as aside:  # the side-car, next in the folder, makes both last
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
-    except FileNotFoundError:  # a run that found the sleeper's claim void made the shard, and cleared what lay aside
+    except (
+        FileNotFoundError
+    ):  # a run that found the sleeper's claim void made the shard, and cleared what lay aside
         if shard_notes(folder, shard) is not None:
             return
         raise

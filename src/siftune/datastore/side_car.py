@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from siftune.datastore.plan import Shard
-from siftune.records.files import read_sealed, write_sealed
+from siftune.records.files import check_regular, read_sealed, write_sealed
 
 _CHUNK = 2**18
 """Bytes hashed at a time: few enough to stay in the processor's cache."""
@@ -54,6 +54,7 @@ def is_sound(file: Path, notes: dict[str, Any]) -> bool:
 
 def checksums(file: Path, *, with_sha256: bool) -> tuple[str, str]:
     """Hex CRC-32 and SHA-256 of a file's bytes, from one reading; without the latter, which takes longer, ""."""
+    check_regular(file)
     crc32, sha256, buffer = 0, hashlib.sha256(), memoryview(bytearray(_CHUNK))
     with file.open("rb", buffering=0) as opened:
         while count := opened.readinto(buffer):

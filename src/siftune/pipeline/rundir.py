@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from siftune.records.errors import SiftuneError
-from siftune.records.files import disk_error, read_json, write_text
+from siftune.records.files import disk_error, read_object, write_text
 from siftune.records.recipe import Recipe, make_recipe, read_recipe
 
 CHOICE = (
@@ -72,7 +72,7 @@ def _base_of(training: Path) -> str | None:
         *sorted(training.glob("checkpoint-*/adapter_config.json")),
     ]:
         if file.exists():
-            return read_json(file).get("base_model_name_or_path")
+            return read_object(file).get("base_model_name_or_path")
     return None
 
 
