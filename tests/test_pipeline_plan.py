@@ -26,6 +26,7 @@ from pipeline_helpers import (
 )
 from siftune.cli import app
 from siftune.datastore.index import read_index
+from siftune.pipeline import planning
 from siftune.pipeline.estimate import (
     LEAST_ERROR,
     NOTHING,
@@ -43,7 +44,7 @@ from siftune.pipeline.planning import plan
 from siftune.pipeline.progress import Pace, Reporter
 from siftune.pipeline.run import append, run
 from siftune.records.errors import SiftuneError
-from siftune.records.log import read_events, stage_seconds
+from siftune.records.log import RunLog, read_events, stage_seconds
 from siftune.records.text import duration, size, span
 
 QUIET = Reporter(quiet=True)
@@ -298,6 +299,22 @@ def test_the_log_keeps_the_estimate_and_what_it_took(done: Path) -> None:
     for kind, (estimated, took) in told["seconds"].items():
         assert estimated >= 0
         assert took == pytest.approx(seconds[kind], abs=0.05)
+
+
+def test_a_probe_that_fails_or_ends_its_process_costs_the_estimate_alone(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: Any, **more: Any) -> None:
+        raise RuntimeError("a bad row")
+
+    monkeypatch.setattr(planning, "plan_of", broken)
+    said = StringIO()
+    told = Reporter(console=Console(file=said, width=200))
+    run(recipe(given), tmp_path / "run", until="warmup", reporter=told)
+    assert "no estimate: a probe batch failed (RuntimeError: a bad row)" in said.getvalue()
+    RunLog(tmp_path / "run" / "log.jsonl").event("stage began", stage="plan")  # and no end: the process died
+    run(recipe(given), tmp_path / "run", reporter=told)
+    assert "an earlier command on this run ended while it was made" in said.getvalue()
 
 
 def test_going_on_with_nothing_left_probes_nothing(given: dict[str, Any], done: Path) -> None:

@@ -47,6 +47,7 @@ from siftune.pipeline.session import Session
 from siftune.pipeline.stages import Stage
 from siftune.pipeline.training import base_model, load_base, memory_told
 from siftune.records.errors import SiftuneError
+from siftune.records.log import read_events
 from siftune.records.recipe import Recipe
 
 SHARD_EXTRA, INFLUENCE_EXTRA = 620, 310
@@ -156,16 +157,35 @@ def plan_of(
 
 
 def told_plan(session: Session, targets: Mapping[str, TokenRows], until: Stage) -> Plan | None:
-    """Say what a run has before it, and keep it in the log; None where no model has to pass over the pool, or nobody looks."""
+    """Say what a run has before it, and keep it in the log.
+
+    None where no model has to pass over the pool, nobody looks, or a probe batch fails: what comes of such a row is decided where
+    it is computed for good (`siftune.datastore.careful`), not by an estimate.
+    """
     left = remaining(session, targets, until)
     if session.reporter.quiet or not (left.warmup.rows or left.feature_shards or left.vector_shards):
         return None
-    with session.log.stage("plan") as details:
-        found = plan_of(session, targets, until, base=lambda: base_model(session))
-        details["plan"] = found.as_values()
+    if _ended_over_a_plan(session):
+        session.reporter.note("no estimate: an earlier command on this run ended while it was made")
+        return None
+    try:
+        with session.log.stage("plan") as details:
+            found = plan_of(session, targets, until, base=lambda: base_model(session))
+            details["plan"] = found.as_values()
+    except SiftuneError:
+        raise
+    except Exception as error:
+        session.reporter.note(f"no estimate: a probe batch failed ({type(error).__name__}: {error})")
+        return None
     for line in plan_lines(found):
         session.reporter.note(line)
     return found
+
+
+def _ended_over_a_plan(session: Session) -> bool:
+    """Did a process end inside this stage, without a word?"""
+    events = [event for event in read_events(session.log.path) if event.get("stage") == "plan"]
+    return bool(events) and events[-1].get("event") == "stage began"
 
 
 def _target_tokens(session: Session) -> dict[str, TokenRows]:
