@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 
 import siftune
-from from_results import accuracy, bf16, reliability, scoring
+from from_results import accuracy, bf16, long_rows, reliability, scoring
 from siftune.cli import app as command_line
 from siftune.records.recipe import PRESETS, Recipe
 
@@ -48,6 +48,7 @@ def _fill(app: Sphinx, page: str, source: list[str]) -> None:
         ("<!-- from results: reliability -->", reliability),
         ("<!-- from results: store dtypes -->", store_dtypes),
         ("<!-- from results: scoring -->", scoring),
+        ("<!-- from results: long rows -->", long_rows),
     ):
         if marker in source[0]:
             source[0] = source[0].replace(marker, make())

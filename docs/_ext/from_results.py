@@ -30,6 +30,23 @@ def accuracy() -> str:
     )
 
 
+def long_rows() -> str:
+    """The rows of benchmarks/results/long_rows.json, as Markdown."""
+    found = json.loads((RESULTS / "long_rows.json").read_text(encoding="utf-8"))
+    lines = [
+        f"Measured {found['date'][:10]} at commit {found['commit']} on {found['machine']['cpu']}, one thread.\n",
+        "| tokens | CPU s | peak, MiB over before | CPU s, recomputed | peak, MiB over before | cosine of the two |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        cells = [f"{row['tokens']:,}"]
+        for way in ("plain", "checkpointed"):
+            of = row[way]
+            cells += [f"{of['cpu_seconds']:.1f}", f"{of['peak_mib'] - of['before_mib']:,}"]
+        lines.append(f"| {' | '.join(cells)} | {row['cosine']:.4f} |")
+    return "\n".join(lines) + "\n"
+
+
 def reliability() -> str:
     """The counts of benchmarks/results/reliability.json, as Markdown."""
     file = RESULTS / "reliability.json"
