@@ -20,6 +20,7 @@ from pipeline_helpers import (
     target_rows,
     write_rows,
 )
+from siftune.datastore.index import read_index
 from siftune.datastore.pool import Pool
 from siftune.datastore.store import Datastore
 from siftune.datastore.verify import verify
@@ -95,6 +96,16 @@ def test_appended_rows_alone_are_made(copy: Path, tmp_path: Path) -> None:
     again = {name for name, stamp in before.items() if after[name] != stamp}
     assert again == {"pool/plan.json", "pool/index.parquet", "pool/index.json"}
     assert rows_made(copy, n_events) == {"datastore 1": 70, "datastore 2": 70}
+
+
+def test_an_append_that_was_cut_before_its_index_goes_on(copy: Path, tmp_path: Path) -> None:
+    before = [(copy / "pool" / name).read_bytes() for name in ("index.parquet", "index.json")]
+    more = str(write_rows(tmp_path / "more.jsonl", pool_rows(70, 10, seed=5)))
+    append(copy, [more])
+    for name, content in zip(("index.parquet", "index.json"), before, strict=True):
+        (copy / "pool" / name).write_bytes(content)
+    append(copy, [more])
+    assert read_index(copy).num_rows == N_POOL + 70
 
 
 def test_a_checkpoint_that_came_later_leaves_the_others_alone(copy: Path, given: dict[str, Any]) -> None:

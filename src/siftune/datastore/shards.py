@@ -34,17 +34,15 @@ def write_shard(folder: Path, shard: Shard, tensors: dict[str, Tensor], notes: d
     if shard_notes(folder, shard) is not None:
         return
     file = shard_file(folder, shard)
+    numbers = {name: _crc32(tensor.numpy()) for name, tensor in tensors.items() if tensor.dim() == 1}
     try:
         with written_whole(file, lasting=False) as aside:  # the side-car, next in the folder, makes both last
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
-    except (
-        FileNotFoundError
-    ):  # a run that found the sleeper's claim void made the shard, and cleared what lay aside
-        if shard_notes(folder, shard) is not None:
-            return
-        raise
-    numbers = {name: _crc32(tensor.numpy()) for name, tensor in tensors.items() if tensor.dim() == 1}
-    write_side_car(file, shard.digest, {**rows_of(shard), **notes, "numbers": numbers})
+        write_side_car(file, shard.digest, {**rows_of(shard), **notes, "numbers": numbers})
+    except FileNotFoundError:
+        # A run that found a sleeper's claim void made the shard, and cleared what lay aside
+        if shard_notes(folder, shard) is None:
+            raise
 
 
 def shard_notes(folder: Path, shard: Shard) -> dict[str, Any] | None:

@@ -204,6 +204,8 @@ class Session:
             with self.log.stage("append") as details:
                 self._read_into_pool(new)
                 details |= self._report_pool()
+        else:
+            self.update_index()  # a kill may have come between the plan of these files and the index
         self.recipe = self.recipe.with_settings({"pool": list(self.pool.plan.sources)})
         self.save_recipe()
         return self.pool.plan.n_rows - plan.n_rows
