@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,7 +111,8 @@ def test_what_a_living_process_holds_is_waited_for(tmp_path: Path, monkeypatch: 
     """Its shard is left to it, the others are made, and its rows are told once it is done."""
     held = tmp_path / f"{PLAN.shards[1].name}.claim"
     held.write_text(f"{platform.node()} {os.getpid()}\n", encoding="utf-8")
-    monkeypatch.setattr(claims.time, "sleep", lambda seconds: made(tmp_path, PLAN.shards[1]))
+    clock = SimpleNamespace(time=time.time, sleep=lambda seconds: made(tmp_path, PLAN.shards[1]))
+    monkeypatch.setattr(claims, "time", clock)  # not the module's own sleep: other threads use that
     seen, rows, waits = [], [], []
     for shard in shards_to_make(tmp_path, PLAN, rows.append, waits.append):
         seen.append(shard)

@@ -32,6 +32,7 @@ from siftune.pipeline.run import run
 from siftune.proof.agreement import Agreement, Points, TargetCheck
 from siftune.proof.first_order import mean_loss, predicted_drop, stepped
 from siftune.records.errors import SiftuneError
+from siftune.records.files import read_sealed, write_sealed
 
 QUIET = Reporter(quiet=True)
 SMALL_STEP = 1e-3  # smaller ones drown in fp32: drops of 1e-5 in a loss of 6
@@ -296,9 +297,10 @@ def test_what_cannot_be_checked_is_refused(copy: Path, tmp_path: Path) -> None:
     refused("no target 'sum'; it has sums", targets=["sum"])
     facts = copy / "checkpoints" / "1" / "checkpoint.json"
     whole = facts.read_text()
-    facts.write_text(json.dumps({**json.loads(whole), "mean_learning_rate": None}))
+    write_sealed(facts, {**read_sealed(facts), "mean_learning_rate": None})
     refused("at which learning rate", learning_rate=None)
-    facts.write_text(json.dumps({**json.loads(whole), "step": 1}))
+    facts.write_text(whole)
+    write_sealed(facts, {**read_sealed(facts), "step": 1})
     refused("is not the checkpoint that the datastore was made at")
     facts.write_text(whole)
     refused("is 5.* before and (nan|inf) after a step", learning_rate=1e30, batches=4)

@@ -28,7 +28,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def check_no_shards(folder: Path) -> None:
     """Shards without a manifest are of nobody knows what: SiftuneError."""
-    if any(folder.glob("shard-*.safetensors")):
+    if any(file.is_file() for file in folder.glob("shard-*.safetensors")):
         raise SiftuneError(
             "is missing, so nothing says what the shards beside it were made with",
             where=str(folder / "manifest.json"),
