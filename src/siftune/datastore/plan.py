@@ -72,7 +72,13 @@ class ShardPlan:
     @classmethod
     def read(cls, path: Path) -> ShardPlan:
         """Raises SiftuneError where the file is not a shard plan whose ranges follow one another."""
-        found = read_sealed(path)
+        if not path.exists():
+            raise SiftuneError(
+                "is missing", where=str(path), todo="Run the same 'siftune run' again: the pool is read anew"
+            )
+        found = read_sealed(
+            path, todo="Remove it and run the same 'siftune run' again: the pool is read anew"
+        )
         try:
             shards = tuple(
                 Shard(number, int(s["start"]), int(s["stop"]), str(s["digest"]))

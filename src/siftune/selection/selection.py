@@ -45,7 +45,7 @@ class Selection:
 
     @classmethod
     def open(cls, path: Path) -> Selection:
-        """Raises SiftuneError where there is no finished selection."""
+        """Raises SiftuneError where there is no finished selection, or one whose files are no longer what was written."""
         if not (path / "selection.json").exists():
             raise SiftuneError("holds no selection", where=str(path), todo="Make one with 'siftune select'")
         found = read_sealed(path / "selection.json")
@@ -60,7 +60,10 @@ class Selection:
                 where=str(path / "selection.json"),
                 todo="Remove its folder and choose again under its name",
             )
-        return cls(path, **found)
+        selection = cls(path, **found)
+        for file in selection.faults():
+            selection._sound(file)
+        return selection
 
     @property
     def file(self) -> Path:
