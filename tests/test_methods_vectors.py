@@ -129,7 +129,7 @@ def test_texts_go_to_the_encoder_in_pool_order(tmp_path: Path) -> None:
         def __call__(self, texts: list[str], on_rows: OnRows) -> np.ndarray:
             given.extend(texts)
             on_rows(len(texts))
-            return np.array([[len(text), 1] for text in texts], np.float32)
+            return np.array([[len(text), 1] for text in texts], np.float32).reshape(-1, 2)
 
     store = stored(tmp_path / "vectors", pool, embed_texts(pool, Encoder()))
     said = ["\n\n".join(turn["content"] for turn in row["messages"]) for row in pool_rows(N)]

@@ -37,8 +37,8 @@ def shards_to_make(
     """Shards of `folder` for the caller to make, each claimed until the next is asked for; ends when all are done.
 
     The list is gone through once, each shard looked at when its turn comes: looking again at all that are missing after every
-    shard would be shards² / 2 looks (design/scale.md). Then it waits for those that other processes hold; `on_rows` is told the rows of shards that they finished meanwhile,
-    `on_wait`, once, what is waited for.
+    shard would be shards² / 2 looks (design/scale.md). Then it waits for those that other processes hold. `on_rows` is told the rows
+    of shards that they finished meanwhile, `on_wait`, once, what is waited for.
     """
     waited = False
     with _disk_told(folder):

@@ -76,7 +76,7 @@ class Pool:
             raise SiftuneError(
                 "is missing, broken or not the shard of the plan",
                 where=str(file),
-                todo="Remove RUN/pool/plan.json and run the same command again: the pool is read anew",
+                todo=f"Remove {self.path / 'plan.json'} and run the same command again: the pool is read anew",
             )
         return table.select(columns) if columns else table
 

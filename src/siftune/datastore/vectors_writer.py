@@ -90,19 +90,14 @@ def embed_texts(pool: Pool, encoder: Encoder) -> Embed:
         found = pool.texts(shard)
         row_N = np.array([row for row, text in enumerate(found, shard.start) if text is not None], np.int64)
         texts = [text for text in found if text is not None]
-        whole: list[np.ndarray] = []
+        vectors_N_H = np.full((len(texts), encoder([], on_rows).shape[1]), np.nan, np.float32)
 
         def make(some: list[str]) -> list[np.ndarray]:
-            made = encoder(some, lambda rows: on_rows(0))  # they count once the shard has them
-            if not whole:  # how wide they are is known now
-                whole.append(np.full((len(texts), made.shape[1]), np.nan, np.float32))
-            return [made]
+            return [encoder(some, lambda rows: on_rows(0))]  # they count once the shard has them
 
-        work = Work(whole, row_N, texts, make, lambda text, other: other)
+        work = Work([vectors_N_H], row_N, texts, make, lambda text, other: other)
         care.fill(work, [list(range(len(texts)))] if texts else [], on_rows)
-        if not whole:
-            whole.append(np.full((len(texts), encoder([], on_rows).shape[1]), np.nan, np.float32))
-        return ShardVectors(row_N, whole[0])
+        return ShardVectors(row_N, vectors_N_H)
 
     return embed
 

@@ -27,14 +27,7 @@ from torch import Tensor
 
 from siftune.model.lora import adapter_tensors, is_lora_weight
 from siftune.records.errors import SiftuneError
-from siftune.records.files import (
-    digest_of,
-    disk_error,
-    fsync,
-    read_object,
-    read_sealed,
-    sha256_of,
-)
+from siftune.records.files import disk_error, fsync, read_object, read_sealed, sealed, sha256_of
 
 ADAPTER, CONFIG, ADAM, FACTS = (
     "adapter_model.safetensors",
@@ -134,8 +127,9 @@ def write_checkpoint(
             "origin": origin,
             "sha256": {name: sha256_of(aside / name) for name in (ADAPTER, CONFIG, ADAM)},
         }
-        facts["seal"] = digest_of(facts)[:32]
-        (aside / FACTS).write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (aside / FACTS).write_text(
+            json.dumps(sealed(facts), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
     return read_checkpoint(path)
 
 

@@ -17,6 +17,9 @@ from typing import Any
 
 from siftune.records.errors import SiftuneError
 
+AGAIN = "Remove it and run the same command again"
+"""What to do about a file that the next command makes anew."""
+
 
 @contextmanager
 def written_whole(path: Path, *, lasting: bool = True) -> Iterator[Path]:
@@ -72,9 +75,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=True) + "\n")
 
 
-AGAIN = "Remove it and run the same command again"
-
-
 def read_json(path: Path, todo: str = AGAIN) -> Any:
     """Read a JSON file that siftune wrote; SiftuneError where it is broken, or no file at all."""
     check_regular(path)
@@ -87,8 +87,13 @@ def read_json(path: Path, todo: str = AGAIN) -> Any:
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
-    """As `write_json`, with a digest of `value` under `seal`, so that `read_sealed` finds what was changed since."""
-    write_json(path, {**value, "seal": digest_of(value)[:32]})
+    """As `write_json`, sealed."""
+    write_json(path, sealed(value))
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """`value` with its own digest under `seal`, so that `read_sealed` finds what was changed since."""
+    return {**value, "seal": digest_of(value)[:32]}
 
 
 def read_sealed(path: Path, *keys: str, todo: str = AGAIN) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Ctrl-C that can't get lost.
 
 Python raises it wherever the program happens to be; where that is a library's clean-up, it is printed and forgotten. So it is
-remembered too, and long work asks between its steps.
+remembered too, and long work asks between its steps; where it is told as an error of a library's own (an import that failed), it is
+made Ctrl-C again.
 """
 
 from __future__ import annotations
@@ -25,15 +26,18 @@ def ctrl_c_remembered() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, _stop)
     try:
         yield
+    except Exception as error:
+        check_stop(error)
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
         _asked.clear()
 
 
-def check_stop() -> None:
-    """Raise KeyboardInterrupt where a person has asked to stop."""
+def check_stop(error: Exception | None = None) -> None:
+    """Raise KeyboardInterrupt where a person has asked to stop, from the `error` that a library made of it."""
     if _asked.is_set():
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt from error
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -61,8 +61,7 @@ class Selection:
                 todo="Remove its folder and choose again under its name",
             )
         selection = cls(path, **found)
-        for file in selection.faults():
-            selection._sound(file)
+        selection._check_files()
         return selection
 
     @property
@@ -72,7 +71,7 @@ class Selection:
 
     def scores(self) -> pa.Table:
         """A row per pool row, as Arrow."""
-        file = self._sound(self.path / "scores.parquet")
+        file = self.path / "scores.parquet"
         try:
             check_regular(file)
             table = pq.ParquetFile(file).read()
@@ -83,35 +82,23 @@ class Selection:
             raise self._unreadable(file, f"column {', '.join(wrong) or 'row'} holds something else")
         return table
 
-    def faults(self) -> dict[Path, str]:
-        """Its files that are gone or no longer what was written, and which of the two."""
-        found: dict[Path, str] = {}
+    def _check_files(self) -> None:
         for file in (self.file, self.path / "scores.parquet"):
             if not file.exists():
-                found[file] = "is gone"
-            elif self.sha256 and sha256_of(file) != self.sha256[file.name]:
-                found[file] = "is damaged: its SHA-256 is not that of what was written"
-        return found
-
-    def _sound(self, file: Path) -> Path:
-        if fault := self.faults().get(file):
-            raise SiftuneError(
-                fault,
-                where=str(file),
-                todo=f"Remove the folder {self.path} and choose again under its name",
-            )
-        return file
+                raise self._fault(file, "is gone")
+            if self.sha256 and sha256_of(file) != self.sha256[file.name]:
+                raise self._fault(file, "is damaged: its SHA-256 is not that of what was written")
 
     def _unreadable(self, file: Path, why: str) -> SiftuneError:
-        return SiftuneError(
-            f"is not what siftune wrote ({' '.join(why.split())[:200]})",
-            where=str(file),
-            todo=f"Remove the folder {self.path} and choose again under its name",
-        )
+        return self._fault(file, f"is not what siftune wrote ({' '.join(why.split())[:200]})")
+
+    def _fault(self, file: Path, what: str) -> SiftuneError:
+        todo = f"Remove the folder {self.path} and choose again under its name"
+        return SiftuneError(what, where=str(file), todo=todo)
 
     def rows(self) -> list[dict[str, Any]]:
         """The chosen rows, best first."""
-        with self._sound(self.file).open(encoding="utf-8") as file:
+        with self.file.open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
 
