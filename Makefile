@@ -35,7 +35,7 @@ demo: $(READY)
 	$(BIN)/siftune demo $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: $(READY)
 	PYTHONPATH=tests:tests/faults $(BIN)/python -m disturbing $(or $(WORK),.faults) $(ARGS)

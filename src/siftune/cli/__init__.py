@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from siftune.cli import planning, proving, reporting, selecting, storing, working
-from siftune.cli.app import app
+from siftune.cli.app import app, stopped
 
 __all__ = ["app", "main", "planning", "proving", "reporting", "selecting", "storing", "working"]
 
 
 def main() -> None:
     """The entry point of the `siftune` command."""
+    signal.signal(
+        signal.SIGINT, lambda *_: stopped()
+    )  # before a command has begun, nothing has to be put down first
     app(args=_spread(sys.argv[1:]))
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -135,7 +135,7 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def told(debug: bool, command: str) -> Iterator[None]:
+def told(debug: bool) -> Iterator[None]:
     """Errors as sentences (exit 2), Ctrl-C with how to go on (exit 130). With `debug` errors keep their traceback."""
     import logging
 
@@ -179,10 +179,18 @@ def told(debug: bool, command: str) -> Iterator[None]:
         )
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo(
-            f"\nStopped. What is finished is kept; go on with the same command:\n  {shown(without_secrets(command))}",
-            err=True,
-        )
-        # Not sys.exit: worker threads of libraries must not hold a person who asked to stop
-        sys.stderr.flush()
-        os._exit(130)
+        stopped()
+
+
+def stopped() -> NoReturn:
+    """End by Ctrl-C: say how to go on (exit 130)."""
+    from siftune.records.secrets import without_secrets
+    from siftune.records.text import shown
+
+    typer.echo(
+        f"\nStopped. What is finished is kept; go on with the same command:\n  {shown(without_secrets(again()))}",
+        err=True,
+    )
+    # Not sys.exit: worker threads of libraries must not hold a person who asked to stop
+    sys.stderr.flush()
+    os._exit(130)

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from siftune.cli.app import again, app, reporter, settings_of, told, until_stage
+from siftune.cli.app import app, reporter, settings_of, told, until_stage
 from siftune.cli.options import (
     DATA,
     MACHINE,
@@ -139,7 +139,7 @@ def plan(
 ) -> None:
     """What will a run cost? Time, memory, disk and money, from a few probe batches; takes what 'run' takes, writes nothing."""
     given = settings_of(dict(locals()))
-    with told(debug, again()):
+    with told(debug):
         from siftune.pipeline.plan_text import show_plan
         from siftune.pipeline.planning import plan as planned
         from siftune.pipeline.settings import gathered

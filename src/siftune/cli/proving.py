@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from siftune.cli.app import again, app, only_given, reporter, told
+from siftune.cli.app import app, only_given, reporter, told
 from siftune.cli.options import (
     DATA,
     MACHINE,
@@ -123,7 +123,7 @@ def compare(
         "rank": rank,
         "alpha": alpha,
     }
-    with told(debug, again()):
+    with told(debug):
         from siftune.pipeline.comparing import Comparison, readings_of
         from siftune.pipeline.comparing import compare as comparison
         from siftune.pipeline.settings import named_files
@@ -179,7 +179,7 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Predicted against measured loss change: takes real optimizer steps on random pool batches. Goes on where it was."""
-    with told(debug, again()):
+    with told(debug):
         from siftune.pipeline.checking import check as first_order_check
 
         result = first_order_check(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from siftune.cli.app import again, app, reporter, say, told
+from siftune.cli.app import app, reporter, say, told
 from siftune.cli.options import DATA, AsJson, Debug, NoText, Quiet, RunDir, Texts, option
 
 
@@ -37,7 +37,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """What was selected, why, and what to look at: writes RUN/report.html and RUN/report.json."""
-    with told(debug, again()):
+    with told(debug):
         from siftune.pipeline import reporting
         from siftune.records.errors import SiftuneError
         from siftune.records.recipe import make_recipe

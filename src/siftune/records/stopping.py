@@ -1,13 +1,14 @@
 """Ctrl-C that can't get lost.
 
-Python raises it wherever the program happens to be; where that is a library's clean-up, it is printed and forgotten. So it is
-remembered too, and long work asks between its steps; where it is told as an error of a library's own (an import that failed), it is
-made Ctrl-C again.
+Python raises it wherever the program happens to be; where that is a library's clean-up, it is forgotten. So it is remembered too,
+and long work asks between its steps; where it is told as an error of a library's own (an import that failed), it is made Ctrl-C
+again.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ def ctrl_c_remembered() -> Iterator[None]:
         yield
         return
     _asked.clear()
-    before = signal.signal(signal.SIGINT, _stop)
+    before, hook = signal.signal(signal.SIGINT, _stop), sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else hook(lost)
     try:
         yield
     except Exception as error:
@@ -31,6 +33,7 @@ def ctrl_c_remembered() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = hook
         _asked.clear()
 
 
