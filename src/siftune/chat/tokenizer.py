@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -22,7 +23,7 @@ def load_tokenizer(
 
     Code that comes with a model is never run. Raises SiftuneError where there is no usable tokenizer.
     """
-    if model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().is_dir():
+    if model.startswith(("/", "./", "../", "~")) and not os.path.isdir(os.path.expanduser(model)):
         raise SiftuneError(
             "there is no such folder", where=f"model: {model}", todo="Give a model folder or a hub id"
         )

@@ -22,7 +22,7 @@ import psutil
 from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.shards import shard_file, shard_notes
 from siftune.datastore.trouble import Trouble
-from siftune.records.files import disk_error
+from siftune.records.files import check_regular, disk_error
 
 EXPIRY, BEAT, POLL = 300.0, 20.0, 0.5
 """Seconds: after which an untouched claim is void, between touches, between looks at what others still hold."""
@@ -134,6 +134,7 @@ def _taken(claim: Path) -> bool:
 def _holder(claim: Path) -> str | None:
     """Who holds a claim, as `machine pid`; None where there is none, "" from one that is just being written."""
     try:
+        check_regular(claim)
         return claim.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return None

@@ -152,7 +152,7 @@ def _local_folder(model: str) -> Path | None:
         raise SiftuneError(
             "no model is given", where="model", todo="Give a model folder or hub id: --model M"
         )
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if path.is_dir():
         return path
     if path.is_file():

@@ -55,6 +55,10 @@ def _made_apart(session: Session, folder: Path, shard: Shard) -> None:
         trouble = Trouble.of(folder, shard)
         if trouble.trying:
             session.log.event("process ended", shard=str(name), rows=trouble.trying, how=how)
+            n_rows = sum(not row.startswith("-") for row in trouble.trying.split())
+            session.reporter.note(
+                f"{name}: a process ended ({how}); it was at {n_rows} {'rows' if n_rows > 1 else 'row'}"
+            )
             trouble.ended_by(how)
         elif trouble.ended == before.ended and shard_notes(folder, shard) is None:
             raise SiftuneError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def choose(session: Session, name: str, *, keep_old: bool = False) -> Selection:
         if keep_old and grown:
             session.reporter.warn(
                 f"{grown:,} rows were appended since {path.name!r} was chosen; choose again:"
-                f" siftune select {session.path} --name NEW"
+                f" {_again(session, name)} --name NEW"
             )
             settings |= {key: before[key] for key in ("pool_rows", "pool")}
         return check_same(path, settings)
@@ -57,6 +58,12 @@ def choose(session: Session, name: str, *, keep_old: bool = False) -> Selection:
         )
         details |= {"selected": selection.summary["n_selected"], "settings": settings}
     return selection
+
+
+def _again(session: Session, name: str) -> str:
+    """The command that chooses for this target again."""
+    which = ["--target", name] if session.recipe.method in TARGETED else ["--method", session.recipe.method]
+    return shlex.join(["siftune", "select", str(session.path), *which])
 
 
 def settings_of(session: Session, name: str) -> dict[str, Any]:

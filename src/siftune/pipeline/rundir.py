@@ -50,7 +50,9 @@ def anchored(recipe: Recipe) -> Recipe:
 
     def whole(path: str | None) -> str | None:
         return (
-            os.path.abspath(os.path.expanduser(path)) if path and Path(path).expanduser().exists() else path
+            os.path.abspath(os.path.expanduser(path))
+            if path and os.path.exists(os.path.expanduser(path))
+            else path
         )
 
     changes: dict[str, Any] = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from siftune.pipeline.choosing import check_used
 from siftune.records.errors import SiftuneError
 from siftune.records.recipe import PRESETS, Recipe, make_recipe, read_recipe
 from siftune.records.yamltext import read_yaml
@@ -28,7 +30,8 @@ def gathered(
 ) -> Recipe:
     """One recipe of all that was written; flags (`given`) over `--set NAME=VALUE` over the preset over the file.
 
-    Raises SiftuneError for an unknown preset or setting, and for a warm-up setting beside `--adopt`, which it can't change.
+    Raises SiftuneError for an unknown preset or setting, for a flag that the method does not look at, and for a warm-up setting beside
+    `--adopt`, which it can't change.
     """
     settings: dict[str, Any] = read_recipe(recipe_file) if recipe_file else {}
     if preset is not None:
@@ -47,6 +50,8 @@ def gathered(
                     where=name,
                     todo="Leave it out, or leave out --adopt",
                 )
+    if "method" in settings:  # else it is that of the run, which isn't read here
+        check_used(settings["method"], flags)
     return make_recipe(settings, where="settings")
 
 
@@ -61,7 +66,7 @@ def named_files(lines: Sequence[str], where: str) -> dict[str, str]:
             )
         if name in files:
             raise SiftuneError(f"{name!r} is given twice", where=where, todo="Give each its own name")
-        path = Path(file).expanduser()
+        path = Path(os.path.expanduser(file))
         files[name] = str(path.absolute()) if path.exists() else file
     return files
 

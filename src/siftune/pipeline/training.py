@@ -24,7 +24,7 @@ from siftune.gradients.directions import AdamState
 from siftune.gradients.features import FeatureExtractor
 from siftune.gradients.projection import Projector, make_projector
 from siftune.model.adopt import adopt
-from siftune.model.checkpoint import Checkpoint, list_checkpoints
+from siftune.model.checkpoint import ADAM, ADAPTER, CONFIG, Checkpoint, list_checkpoints
 from siftune.model.identity import model_digest
 from siftune.model.load import load_model, quiet_transformers
 from siftune.model.lora import adapted_layers, adapter_on, add_lora, lora_parameters
@@ -247,6 +247,7 @@ def base_model(session: Session) -> PreTrainedModel:
 @contextmanager
 def feature_extractor(session: Session, checkpoint: Checkpoint) -> Iterator[FeatureExtractor]:
     """The model under a checkpoint, ready to make features; the datastore's manifest is claimed first."""
+    checkpoint.check(ADAPTER, CONFIG, ADAM)
     base = base_model(session)
     with (
         threads_of_shards(session.recipe),

@@ -10,6 +10,7 @@ What exists as a file or folder is one; a hub id is what doesn't exist and doesn
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -45,12 +46,10 @@ def find_sources(given: str) -> list[Source]:
         raise SiftuneError(
             "the path is empty", where="''", todo="Name a file, a folder or a data set on the hub"
         )
-    path = Path(given)
+    path = Path(os.path.expanduser(given))
     try:
-        path = path.expanduser()
         is_folder, is_there = path.is_dir(), path.exists()
-    # a name too long for the system, a home of nobody, a folder that may not be looked into
-    except (OSError, RuntimeError) as error:
+    except OSError as error:  # a name too long for the system, a folder that may not be looked into
         raise SiftuneError(
             f"can't be looked up ({error})", where=_shown(given)[:200], todo="Check the path"
         ) from error
@@ -59,8 +58,8 @@ def find_sources(given: str) -> list[Source]:
     if is_there:
         return [_file(path, given)]
     before, colon, split = given.rpartition(":")
-    if colon and Path(before).expanduser().is_dir():
-        return _folder(Path(before).expanduser(), split, given)
+    if colon and Path(os.path.expanduser(before)).is_dir():
+        return _folder(Path(os.path.expanduser(before)), split, given)
     hub = _HUB.fullmatch(given)
     if hub is None or given.startswith((".", "/", "~")) or _ending(Path(given)):
         raise SiftuneError(

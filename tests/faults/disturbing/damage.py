@@ -149,8 +149,6 @@ def _both(name: str) -> list[str]:
 def _kin(name: str, text: str) -> bool:
     """Is the file named, or the one that it is the side-car of, or its folder?"""
     path = Path(name)
-    if path.parts[0] == "checkpoints" and "made with the checkpoint's" in text:
-        return True
     return any(str(part) in text for part in (path, path.with_suffix(""), path.parent)) or (
         path.stem.startswith("shard-") and path.stem in text
     )
