@@ -22,7 +22,7 @@ from siftune.chat.encoder import ChatEncoder
 from siftune.chat.tokenizer import load_tokenizer
 from siftune.demo.data import demo_data
 from siftune.demo.model import demo_model
-from siftune.model.checkpoint import Checkpoint
+from siftune.model.checkpoint import ADAPTER, CONFIG, Checkpoint
 from siftune.model.load import load_model
 from siftune.model.lora import adapter_on, lora_parameters
 from siftune.model.warmup import LoraSettings, warm_up
@@ -42,8 +42,8 @@ def make_inputs(folder: Path, ranks: tuple[int, ...], max_length: int, tiny: boo
         _tiny_model(real, folder / "tiny")
     model = folder / "tiny" if tiny else real
     for rank in ranks:
-        _adapter(model, folder, f"adapter-{rank}", rank)
-    _adapter(folder / "tiny", folder, "adapter-tiny", 16)
+        make_adapter(model, folder, f"adapter-{rank}", rank)
+    make_adapter(folder / "tiny", folder, "adapter-tiny", 16)
     return model
 
 
@@ -66,7 +66,7 @@ def _tiny_model(model: Path, folder: Path) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
-def _adapter(model: Path, folder: Path, name: str, rank: int) -> None:
+def make_adapter(model: Path, folder: Path, name: str, rank: int) -> None:
     """An adapter after one epoch on a few rows, so that neither its weights nor its moments are zeros."""
     if (folder / name).exists():
         return
@@ -81,17 +81,23 @@ def _adapter(model: Path, folder: Path, name: str, rank: int) -> None:
         epochs=1,
         batch=WARMUP_BATCH,
         learning_rate=2e-4,
-        lora=LoraSettings(rank=rank, alpha=4 * rank),
+        lora=LoraSettings(rank=rank, alpha=4.0 * rank),
     )
     with adapter_on(base, checkpoint.path, trainable=False) as adapted:
         names = list(lora_parameters(adapted))
-    torch.save(_optimizer_state(checkpoint, names), checkpoint.path / "optimizer.pt")
-    config = checkpoint.path / "adapter_config.json"
-    settings = json.loads(config.read_text(encoding="utf-8"))
-    settings["base_model_name_or_path"] = str(model.absolute())  # the peers load the base by it
-    config.write_text(json.dumps(settings), encoding="utf-8")
+    _as_trainers_write(checkpoint, names, model, folder / name.replace("adapter", "trained"))
     checkpoint.path.rename(folder / name)
     shutil.rmtree(aside.parent)
+
+
+def _as_trainers_write(checkpoint: Checkpoint, names: list[str], model: Path, out: Path) -> None:
+    """The same adapter and moments as Trainer leaves them, for arms that know no checkpoint of siftune."""
+    out.mkdir(exist_ok=True)
+    shutil.copyfile(checkpoint.path / ADAPTER, out / ADAPTER)
+    settings = json.loads((checkpoint.path / CONFIG).read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = str(model.absolute())  # the peers load the base by it
+    (out / CONFIG).write_text(json.dumps(settings), encoding="utf-8")
+    torch.save(_optimizer_state(checkpoint, names), out / "optimizer.pt")
 
 
 def _optimizer_state(checkpoint: Checkpoint, names: list[str]) -> dict[str, Any]:

@@ -9,9 +9,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import torch
+from safetensors.torch import load_file
+
 from engine_arms import Arm, Ratio, arms, ratios
+from engine_inputs import make_adapter
 from engine_page import write_page
 from engine_summary import summary
+from siftune.model.checkpoint import ADAPTER, CONFIG, read_checkpoint
 
 
 def found(seconds: float, *, rows: int = 4, peak: float = 300.0) -> dict[str, Any]:
@@ -92,3 +97,18 @@ def test_the_page_is_made_from_the_result_alone(tmp_path: Path) -> None:
     assert "| ours | what | fp32 | 4 |" in page
     assert "| peer | exit 1 |" in page
     assert result.with_suffix(".svg").read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_siftune_and_peers_read_the_same_adapter(given: dict[str, Any], tmp_path: Path) -> None:
+    """Siftune's checkpoint stays sealed; the peers' folder names the base model, which a sealed one doesn't."""
+    row = {"ids": list(range(5, 25)), "trained": [i > 9 for i in range(20)]}
+    (tmp_path / "rows.json").write_text(json.dumps([row] * 4))
+    make_adapter(Path(given["model"]), tmp_path, "adapter-16", 16)
+    checkpoint = read_checkpoint(tmp_path / "adapter-16")
+    trained = tmp_path / "trained-16"
+    assert json.loads((trained / CONFIG).read_text())["base_model_name_or_path"] == given["model"]
+    ours, theirs = (load_file(folder / ADAPTER) for folder in (checkpoint.path, trained))
+    state = torch.load(trained / "optimizer.pt", weights_only=True)["state"]
+    assert ours.keys() == theirs.keys() == checkpoint.exp_avg.keys()
+    assert len(state) == len(ours)
+    assert any(torch.equal(state[0]["exp_avg"], moment) for moment in checkpoint.exp_avg.values())

@@ -22,8 +22,8 @@ class Batch(NamedTuple):
 
 
 def adapter_folder(job: dict[str, Any]) -> Path:
-    """The adapter of the rank that is asked for, with its Adam moments."""
-    return Path(job["inputs"]).absolute() / f"adapter-{job['rank']}"
+    """The adapter of the rank that is asked for, with its Adam moments, as Trainer writes them."""
+    return Path(job["inputs"]).absolute() / f"trained-{job['rank']}"
 
 
 def read_rows(job: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
