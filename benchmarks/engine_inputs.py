@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -75,7 +76,7 @@ def make_adapter(model: Path, folder: Path, name: str, rank: int) -> None:
     aside = folder / f".{name}" / "checkpoints"
     (checkpoint,) = warm_up(
         base,
-        [(row["ids"], row["trained"]) for row in rows],
+        [(np.array(row["ids"], np.int32), np.array(row["trained"])) for row in rows],
         aside,
         seed=0,
         epochs=1,
