@@ -304,6 +304,10 @@ def test_a_measurement_speaks_for_its_own_method_and_budget(made: Path, tmp_path
     }
     assert unmeasured == {"random": False, "sums": True, "words": False}
     assert facts["tests_gone"] == ["sums"]
+    select(tmp_path / "RUN", {"method": "bm25", "rule": "top", "name": "other-rule"}, reporter=QUIET)
+    facts = report(tmp_path / "RUN", reporter=QUIET).facts
+    (other,) = (of for of in facts["selections"] if of["name"] == "other-rule")
+    assert any("not measured yet" in warning for warning in other["verdict"]["warnings"])
     page = "".join(Page((tmp_path / "RUN/report.html").read_text(encoding="utf-8")).said)
     assert "its file is gone" in page
     assert "No test is known" not in page

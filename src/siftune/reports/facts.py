@@ -111,7 +111,9 @@ def _of_selection(
         ),
     }
     prints = material.index["fingerprint"].take(_in_order(table, chosen[name])).to_pylist()
-    verdict = verdict_section(str(material.path), selection, fingerprint_of(prints), found, common)
+    verdict = verdict_section(
+        str(material.path), selection, fingerprint_of(prints), found, common, material.recipe
+    )
     return {"name": name, "settings": selection.settings, "verdict": verdict, **found}
 
 

@@ -15,6 +15,9 @@ _CHOICE = (
     "rule", "keep", "drop_worst", "near_duplicates", "per_source", "seed", "family", "clusters", "templates", "template_column",
 )  # fmt: skip
 
+_LOOKED_AT = ("rule", "centre", "family", "clusters", "templates", "template_column")
+_LIMITS = ("near_duplicates", "per_source")
+
 
 def fingerprint_of(fingerprints: list[str]) -> str:
     """32 hex digits of the chosen rows, in order."""
@@ -37,9 +40,14 @@ def command_of(run: str, selection: Selection) -> str:
 
 
 def verdict_section(
-    run: str, selection: Selection, fingerprint: str, found: Mapping[str, Any], common: Mapping[str, Any]
+    run: str,
+    selection: Selection,
+    fingerprint: str,
+    found: Mapping[str, Any],
+    common: Mapping[str, Any],
+    recipe: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """found: the other sections of this selection; common: those of the run."""
+    """found: the other sections of this selection; common: those of the run; recipe: the run's."""
     s, settings = selection.summary, selection.settings
     n, of = s["n_selected"], s["n_scorable"]
     aim = (
@@ -61,7 +69,7 @@ def verdict_section(
         )
     return {
         "sentence": text,
-        "warnings": _warnings(selection, found, common),
+        "warnings": _warnings(selection, found, common, recipe),
         "command": command_of(run, selection),
         "fingerprint": fingerprint,
         "selected": n,
@@ -72,7 +80,9 @@ def verdict_section(
     }
 
 
-def _warnings(selection: Selection, found: Mapping[str, Any], common: Mapping[str, Any]) -> list[str]:
+def _warnings(
+    selection: Selection, found: Mapping[str, Any], common: Mapping[str, Any], recipe: Mapping[str, Any]
+) -> list[str]:
     name, target, warnings = selection.path.name, selection.settings["target"], []
     for leak in common["leakage"]:
         if leak["kind"] == "test" and (leak["exact"] or leak["overlapping"]):
@@ -117,7 +127,9 @@ def _warnings(selection: Selection, found: Mapping[str, Any], common: Mapping[st
     tables = [
         of for test in common["outcome"]["comparisons"] if test["target"] == target for of in test["tables"]
     ]
-    arms = [(of, arm[0]) for of in tables for arm in of["arms"] if _is_of(selection, of["keep"], arm[0])]
+    arms = [
+        (of, arm[0]) for of in tables for arm in of["arms"] if _is_of(selection, of["keep"], arm[0], recipe)
+    ]
     if worse := [arm for of, arm in arms if arm in of["worse_than_random"]]:
         warnings.append(f"Rows by {worse[0]} were measured to be worse than random rows: see the outcome.")
     if not arms and not common["outcome"]["demo"] and target is not None:
@@ -127,6 +139,21 @@ def _warnings(selection: Selection, found: Mapping[str, Any], common: Mapping[st
     return warnings
 
 
-def _is_of(selection: Selection, keep: str | None, arm: str) -> bool:
-    """Is an arm of a comparison a choice like this one: by its method and budget?"""
-    return keep == selection.settings["keep"] and arm.partition(":")[0] == selection.settings["method"]
+def _is_of(selection: Selection, keep: str | None, arm: str, recipe: Mapping[str, Any]) -> bool:
+    """Is an arm of a comparison (`less:rule=top`) a choice like this one: by its budget, its method and what that looks at?
+
+    What an arm doesn't say is as in the recipe, but for limits to a choice, of which it then has none.
+    """
+    method, *parts = arm.split(":")
+    settings = selection.settings
+    if (keep, method) != (settings["keep"], settings["method"]):
+        return False
+    said = {
+        name.strip().replace("-", "_"): value for name, _, value in (part.partition("=") for part in parts)
+    }
+    looked_at = {name for name in _LOOKED_AT if settings[name] is not None}
+    asked = {name: recipe[name] for name in looked_at} | dict.fromkeys(_LIMITS) | said
+    chosen = {name: settings[name] for name in {*looked_at, *_LIMITS, *said}}
+    return {name: str(value).lower() for name, value in asked.items()} == {
+        name: str(value).lower() for name, value in chosen.items()
+    }
