@@ -87,7 +87,7 @@ def settings_of(arm: Arm, given: argparse.Namespace, model: Path) -> dict[str, A
         "dtype": given.dtype,
         "batch_tokens": given.batch_tokens,
         "scratch": str(given.work / "scratch"),
-        "code": given.code,
+        "code": _code(arm),
     }
     tiny = {"model": str(inputs / "tiny")} if arm.settings.get("tiny") else {}
     return {**common, **arm.settings, **tiny}
@@ -109,9 +109,11 @@ def measured(given: argparse.Namespace, chosen: list[Arm], model: Path) -> Found
     return found
 
 
-def _code() -> str:
-    """A digest of the code that measures and of the code that is measured."""
-    files = sorted([*(HERE / "arms").glob("*.py"), *(HERE.parent / "src").rglob("*.py")])
+def _code(arm: Arm) -> str:
+    """A digest of the code that measures an arm and, but for the peers', of the rooms of siftune that it is in."""
+    files = [HERE / "arms" / name for name in ("adapted.py", "clock.py", "rows.py", arm.script)]
+    rooms = [] if arm.peer else ["chat", "datastore", "gradients", "model", "records"]
+    files += [file for room in rooms for file in sorted((HERE.parent / "src/siftune" / room).glob("*.py"))]
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
@@ -121,7 +123,7 @@ def _a_row(result: dict[str, Any]) -> float:
 
 def main() -> None:
     given = _arguments().parse_args()
-    given.work, given.code = given.work.absolute(), _code()
+    given.work = given.work.absolute()
     given.inputs = given.work / ("inputs-tiny" if given.tiny else "inputs")
     scaling = tuple(sorted(given.scaling))
     chosen = [a for a in arms(scaling) if not given.arms or any(a.name.startswith(s) for s in given.arms)]

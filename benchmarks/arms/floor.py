@@ -1,6 +1,7 @@
 """The floor: forward and backward of the frozen model, logits and loss at trained positions only, no weight gradient at all.
 
 The gradient flows from the loss down to what the input embeddings give, through every layer, as that of any adapter has to.
+Attention is computed as siftune computes it (`siftune.model.attention`), so that the floor is one.
 With a `rank` the frozen adapter is in its place and adds its two small products a layer, but no gradient of its own.
 """
 
@@ -13,6 +14,7 @@ from rows import Batch, adapter_folder, batches
 from torch.nn import functional
 
 from clock import START, Clock, job
+from siftune.model.attention import quick_attention
 from siftune.model.load import load_model, quiet_transformers
 from siftune.model.lora import load_adapter
 
@@ -40,7 +42,8 @@ def main() -> None:
         if "rank" in asked:
             model = load_adapter(model, adapter_folder(asked), trainable=False).get_base_model()
         model.requires_grad_(False)
-        loss = clock.passes(lambda batch: step(model, batch), batches(asked))
+        with quick_attention(model):
+            loss = clock.passes(lambda batch: step(model, batch), batches(asked))
     clock.write(
         rows=asked["rows"],
         mean_loss=loss / asked["rows"],
