@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 
 from siftune.chat.batches import pad_batch, token_batches
 from siftune.datastore.features_writer import (
@@ -24,7 +25,7 @@ from siftune.datastore.features_writer import (
 )
 from siftune.datastore.plan import Shard
 from siftune.datastore.shards import shard_notes
-from siftune.datastore.targets import features_file, kept_rows
+from siftune.datastore.targets import features_file, has_numbers, kept_rows, write_numbers
 from siftune.gradients.capture import captured
 from siftune.gradients.features import FeatureBatch, FeatureExtractor, _BatchSums
 from siftune.gradients.loss import losses
@@ -94,14 +95,14 @@ def main(run: Path, number: int, kinds: list[str]) -> None:
             _claimed_projector(session, checkpoint, first.base, extractor.model)
         for name in first.recipe.target:
             target = first.target(name)
-            if not features_file(target, number).exists():
+            if not has_numbers(target, features_file(target, number), first.store(number)):
                 tokens = encode_target(kept_rows(target), first.encoder)
-                build_target_features(target, tokens, number, extractor, first.pool.plan.batch_tokens)
+                store = first.store(number)
+                build_target_features(target, tokens, number, store, extractor, first.pool.plan.batch_tokens)
             for session in by_kind.values():  # targets are raw gradients whatever the direction
-                file = features_file(session.target(name), number)
-                if not file.exists():
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(features_file(target, number), file)
+                file, store = features_file(session.target(name), number), session.store(number)
+                if not has_numbers(target, file, store):
+                    write_numbers(target, file, load_file(features_file(target, number)), store.digest)
         for shard in first.pool.plan.shards:
             if any(shard_notes(s.store_path(number), shard) is None for s in by_kind.values()):
                 build_shard(by_kind, extractor, number, shard)

@@ -32,6 +32,8 @@ from siftune.datastore.store import Datastore
 from siftune.datastore.targets import (
     Target,
     features_file,
+    has_numbers,
+    missing_influence,
     read_influence,
     target_features,
     write_numbers,
@@ -94,7 +96,7 @@ def target_in(path: Path) -> Target:
     examples = [Example(f"t-{v}", "t", [{"role": "user", "content": str(v)}], f"t:{v}") for v in range(V)]
     tokens = TokenRows(np.arange(V), [np.ones(1, np.int32)] * V, [np.ones(1, bool)] * V)
     target = write_target(path, "t", [TargetRow(example, "a") for example in examples], tokens)
-    write_numbers(target, features_file(target, 1), {"features": unit_rows(V, seed=1)})
+    write_numbers(target, features_file(target, 1), {"features": unit_rows(V, seed=1)}, "a store")
     return target
 
 
@@ -230,6 +232,25 @@ def test_damaged_features_of_a_target_are_refused_and_old_ones_are_read(tmp_path
         target_features(target, 1)
     older = replace(target, sha256={})  # which kept no checksums
     assert target_features(older, 1).shape == (V, D)
+
+
+def test_influence_of_another_store_or_other_rows_is_made_again(tmp_path: Path, pool: Pool) -> None:
+    """A store that was removed and made anew, under other checkpoints say, has nothing to do with what was made of the old one."""
+    run = run_of(tmp_path / "run", pool)
+    path, target = run / "datastore/less/1", Target.open(run / "targets/t")
+    assert not missing_influence(target, 1, Datastore(path, pool.plan))
+    assert missing_influence(replace(target, digest="other rows"), 1, Datastore(path, pool.plan))
+    (path / "manifest.json").unlink()
+    write_json(path / "manifest.json", {"method": "less", "checkpoint": {"adapter": "another"}})
+    store = Datastore(path, pool.plan)
+    assert missing_influence(target, 1, store)
+    assert not has_numbers(target, features_file(target, 1), store)
+    write_numbers(target, features_file(target, 1), {"features": unit_rows(V, seed=2)}, store.digest)
+    assert has_numbers(target, features_file(target, 1), store)
+    build_influence(target, 1, store)
+    assert not missing_influence(target, 1, store)
+    read = np.concatenate([store.features(shard) for shard in pool.plan.shards])
+    np.testing.assert_allclose(read_influence(target, 1, store), read @ unit_rows(V, seed=2).T, atol=1e-6)
 
 
 def test_verify_finds_another_adapter_and_a_broken_manifest(tmp_path: Path, pool: Pool) -> None:

@@ -182,14 +182,14 @@ def target_of(folder: Path) -> tuple[Target, np.ndarray]:
 
 def test_vectors_of_a_target_are_kept_by_method_and_none_may_lack(tmp_path: Path) -> None:
     target, vectors_V_H = target_of(tmp_path)
-    write_target_vectors(target, "rds+", vectors_V_H)
-    write_target_vectors(target, "embed", -vectors_V_H)
+    write_target_vectors(target, "rds+", vectors_V_H, "a store")
+    write_target_vectors(target, "embed", -vectors_V_H, "a store")
     np.testing.assert_array_equal(target_vectors(target, "rds+"), vectors_V_H)
     np.testing.assert_array_equal(target_vectors(target, "embed"), -vectors_V_H)
     vectors_V_H[2] = np.nan
     with pytest.raises(
         SiftuneError, match="row 3 of the target 'sums' has no finite vector for ltd"
     ) as raised:
-        write_target_vectors(target, "ltd", vectors_V_H)
+        write_target_vectors(target, "ltd", vectors_V_H, "a store")
     assert raised.value.where == "target.jsonl"
     assert not vectors_file(target, "ltd").exists()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -27,7 +26,7 @@ from siftune.chat.batches import token_batches
 from siftune.cli import app
 from siftune.datastore import claims, vectors_writer
 from siftune.datastore.careful import MOST, Care, Work
-from siftune.datastore.claims import shards_to_make
+from siftune.datastore.claims import _here, shards_to_make
 from siftune.datastore.index import read_index
 from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.pool import Pool
@@ -39,6 +38,7 @@ from siftune.pipeline import apart
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.run import run
 from siftune.pipeline.rundir import locked
+from siftune.pipeline.session import Session
 from siftune.pipeline.working import work
 from siftune.records.errors import SiftuneError
 from siftune.records.log import read_events
@@ -286,15 +286,15 @@ def test_a_device_that_answers_no_more_ends_the_process_and_starts_the_search(tm
     assert len(care.notes()["ended_processes"]["101"]) == 2
 
 
-def fork_apart(starts: list[str]) -> Callable[[Path, Path], tuple[str, str]]:
+def fork_apart(starts: list[str]) -> Callable[[Session, Path], tuple[str, str]]:
     """`apart._run_apart` by a fork, which is quicker than a new Python."""
 
-    def forked(path: Path, name: Path) -> tuple[str, str]:
+    def forked(session: Session, name: Path) -> tuple[str, str]:
         child = os.fork()
         if child == 0:
             status = 2
             try:
-                work(path, Reporter(quiet=True), name)
+                work(session.path, Reporter(quiet=True), name, session.choice())
                 status = 0
             finally:
                 os._exit(status)
@@ -379,7 +379,7 @@ def test_on_the_command_line_a_worker_outlives_the_row(whole: Path, tmp_path: Pa
     Trouble(folder / f"{shard.name}.trouble.json", deaths=DEATHS - 1, ended=searched).write()
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    (folder / f"{shard.name}.claim").write_text(f"{platform.node()} {ended.pid}\n", encoding="utf-8")
+    (folder / f"{shard.name}.claim").write_text(f"{_here()} {ended.pid}\n", encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "plug"), *sys.path])}
     command = [sys.executable, "-m", "siftune", "worker", str(out), "--quiet"]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 
 from pipeline_helpers import LASTING, digests, recipe, write_inputs
 from siftune.datastore import claims
-from siftune.datastore.claims import shards_to_make
+from siftune.datastore.claims import _clock_ahead, _here, shards_to_make
 from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.shards import write_shard
 from siftune.pipeline import crew
@@ -110,7 +109,7 @@ def test_every_shard_is_made_once_and_claims_go(tmp_path: Path) -> None:
 def test_what_a_living_process_holds_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its shard is left to it, the others are made, and its rows are told once it is done."""
     held = tmp_path / f"{PLAN.shards[1].name}.claim"
-    held.write_text(f"{platform.node()} {os.getpid()}\n", encoding="utf-8")
+    held.write_text(f"{_here()} {os.getpid()}\n", encoding="utf-8")
     clock = SimpleNamespace(time=time.time, sleep=lambda seconds: made(tmp_path, PLAN.shards[1]))
     monkeypatch.setattr(claims, "time", clock)  # not the module's own sleep: other threads use that
     seen, rows, waits = [], [], []
@@ -129,7 +128,7 @@ def test_void_claims_are_taken_over(who: str, tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     text = {
-        "dead process": f"{platform.node()} {ended.pid}\n",
+        "dead process": f"{_here()} {ended.pid}\n",
         "silent machine": "elsewhere 1\n",
         "nobody": "",
     }
@@ -138,6 +137,20 @@ def test_void_claims_are_taken_over(who: str, tmp_path: Path) -> None:
         os.utime(claim, (time.time() - claims.EXPIRY - 1,) * 2)
     first = next(iter(shards_to_make(tmp_path, PLAN)))
     assert first == PLAN.shards[0]
+
+
+def test_a_clock_that_is_ahead_makes_no_claim_void(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever keeps the files says what time it is."""
+    claim = tmp_path / f"{PLAN.shards[0].name}.claim"
+    claim.write_text("elsewhere 1\n", encoding="utf-8")
+    now = time.time
+    monkeypatch.setattr(claims.time, "time", lambda: now() + 2 * claims.EXPIRY)
+    _clock_ahead.cache_clear()
+    assert claims.held_by_another(claim)
+    os.utime(claim, (now() - claims.EXPIRY - 1,) * 2)
+    assert not claims.held_by_another(claim)
+    monkeypatch.undo()
+    _clock_ahead.cache_clear()
 
 
 def test_threads_are_shared_out_once(given: dict[str, Any]) -> None:

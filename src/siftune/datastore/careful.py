@@ -97,6 +97,8 @@ class Care:
                     whole = self._attempt(work, batch, lost) is None
                 self.halved += not whole
                 on_rows(len(batch))
+            if len(self.reasons) == len(work.items) > 1:
+                raise self._no_fault_of_rows(f"all rows of {self.name}", next(iter(self.reasons)))
             for row, reason in self.reasons.items():
                 self.told("row left out", shard=self.name, row=row, where=self.where(row), reason=reason)
         finally:
@@ -172,14 +174,18 @@ class Care:
         else:
             self.reasons[row] = f"it can't be computed ({type(failure).__name__}: {_said(failure)})"
         if len(self.reasons) > self.spare:
+            raise self._no_fault_of_rows(f"more than {self.spare} rows of {self.name}", row) from failure
+
+    def _no_fault_of_rows(self, which: str, row: int) -> SiftuneError:
+        """Too many rows fail, this one among them."""
+        told = f"{which} fail, each by itself, so it isn't a row's fault: {self.reasons[row]}"
+        if not self.spare:
             told = f"this row of {self.name} is needed, and {self.reasons[row]}"
-            if self.spare:
-                told = f"more than {self.spare} rows of {self.name} fail, each by itself, so it isn't a row's fault: {self.reasons[row]}"
-            raise SiftuneError(
-                told,
-                where=self.where(row),
-                todo="Put right what that says and run the same command again (--debug shows where it happened); no row was left out",
-            ) from failure
+        return SiftuneError(
+            told,
+            where=self.where(row),
+            todo="Put right what that says and run the same command again (--debug shows where it happened); no row was left out",
+        )
 
     def _leave(self, failure: Exception) -> SiftuneError:
         """After an error of this kind the device answers this process no more: to others, it is as if it had ended."""

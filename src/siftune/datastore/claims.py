@@ -15,7 +15,9 @@ import time
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import psutil
 
@@ -72,7 +74,8 @@ def shards_to_make(
 
 def _held(folder: Path, shard: Shard) -> str:
     claim = _claim_file(folder, shard)
-    who = f"another process ({_holder(claim) or 'just gone'})"
+    where, _, pid = (_holder(claim) or "").rpartition(" ")
+    who = f"process {pid} on {where.partition('/')[0]}" if where else "another process, just gone,"
     return (
         f"waiting for {claim.name}, which {who} holds; it is void after {EXPIRY / 60:.0f} minutes of silence"
     )
@@ -114,7 +117,27 @@ def _claimed(folder: Path, shard: Shard) -> Iterator[bool]:
 
 
 def _me() -> str:
-    return f"{platform.node()} {os.getpid()}"
+    return f"{_here()} {os.getpid()}"
+
+
+@cache
+def _here() -> str:
+    """Where a process id means something: this machine since it was started; a container with processes of its own is another."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+        return f"{platform.node()}/{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # no Linux
+        return platform.node()
+
+
+@cache
+def _clock_ahead(folder: Path) -> float:
+    """Seconds that the clock of whoever keeps the files is ahead of this machine's."""
+    try:
+        with NamedTemporaryFile(dir=folder, prefix=".clock.", suffix=".part") as touched:
+            return os.fstat(touched.fileno()).st_mtime - time.time()
+    except OSError:  # a full disk, or one that is only read
+        return 0.0
 
 
 def _taken(claim: Path) -> bool:
@@ -150,11 +173,11 @@ def _void(claim: Path) -> bool:
     """Is whoever made the claim gone, or silent for too long?"""
     holder = _holder(claim)
     try:
-        age = time.time() - claim.stat().st_mtime
+        age = time.time() + _clock_ahead(claim.parent) - claim.stat().st_mtime
     except FileNotFoundError:
         return False
     host, _, pid = (holder or "").rpartition(" ")
-    return age > EXPIRY or (host == platform.node() and pid.isdigit() and not _alive(int(pid)))
+    return age > EXPIRY or (host == _here() and pid.isdigit() and not _alive(int(pid)))
 
 
 def _alive(pid: int) -> bool:

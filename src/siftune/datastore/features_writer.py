@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,16 @@ from siftune.datastore.making import OnFailure, make_shards
 from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.pool import Pool, TokenRows
 from siftune.datastore.quantise import quantised
-from siftune.datastore.shards import shard_notes, write_shard
+from siftune.datastore.shards import shard_file, write_shard
 from siftune.datastore.store import Datastore
-from siftune.datastore.targets import Target, features_file, target_features, write_numbers
+from siftune.datastore.targets import (
+    Target,
+    features_file,
+    influence_missing,
+    influence_notes,
+    target_features,
+    write_numbers,
+)
 from siftune.gradients.features import FeatureBatch, FeatureExtractor
 from siftune.records.errors import SiftuneError
 from siftune.records.readers import TargetRow
@@ -141,11 +149,12 @@ def build_target_features(
     target: Target,
     tokens: TokenRows,
     checkpoint: int,
+    store: Datastore,
     extractor: FeatureExtractor,
     batch_tokens: int,
     told: Told = lambda event, **details: None,
 ) -> None:
-    """Make a target's features under a checkpoint (direction `sgd`: the raw gradient)."""
+    """Make a target's features under a checkpoint (direction `sgd`: the raw gradient), for the store of that checkpoint."""
     features = features_of(tokens, extractor, "sgd", batch_tokens, care=target_care(target, told))
     for v in np.flatnonzero(np.isnan(features.features_B_D[:, 0])).tolist():
         raise SiftuneError(
@@ -160,7 +169,7 @@ def build_target_features(
         "direction_norm": features.direction_norm_B,
         "projection_norm": features.projection_norm_B,
     }
-    write_numbers(target, features_file(target, checkpoint), tensors)
+    write_numbers(target, features_file(target, checkpoint), tensors, store.digest)
 
 
 def build_influence(target: Target, checkpoint: int, store: Datastore) -> None:
@@ -168,18 +177,22 @@ def build_influence(target: Target, checkpoint: int, store: Datastore) -> None:
 
     Shards are committed beside the computing, several at once: waiting for the disk would take longer than the products.
     """
-    folder = target.path / "influence" / str(checkpoint)
+    folder, notes = target.path / "influence" / str(checkpoint), influence_notes(target, store)
+    missing = list(influence_missing(target, checkpoint, store))
     question = Question(torch.from_numpy(target_features(target, checkpoint)))
     with ThreadPoolExecutor(_WRITERS) as writers:
-        commits = []
-        for shard in store.plan.shards:
-            if shard_notes(folder, shard) is None:
-                tensors = {"influence": question.influence(store.tensors(shard))}
-                notes = {"target": target.digest}
-                commits.append(writers.submit(write_shard, folder, shard, tensors, notes))
+        commits = deque[Future[None]]()
+        for shard in missing:
+            shard_file(folder, shard).with_suffix(".json").unlink(
+                missing_ok=True
+            )  # of an older store, or cut off
+            tensors = {"influence": question.influence(store.tensors(shard))}
+            commits.append(writers.submit(write_shard, folder, shard, tensors, notes))
+            if len(commits) > 2 * _WRITERS:
+                commits.popleft().result()
         for commit in commits:
             commit.result()
 
 
 _WRITERS = 8
-"""Shards of influence being committed at a time."""
+"""Shards of influence being committed at a time; as many again may wait for that."""

@@ -22,7 +22,7 @@ from siftune.datastore.plan import Shard, ShardPlan
 from siftune.datastore.quantise import restored, restored_blocks
 from siftune.datastore.shards import read_numbers, read_shard, shard_notes
 from siftune.records.errors import SiftuneError
-from siftune.records.files import read_sealed
+from siftune.records.files import digest_of, read_sealed
 
 
 def checkpoint_weight(checkpoint: Path) -> float:
@@ -49,6 +49,11 @@ class Datastore:
                 "holds no datastore", where=str(path), todo="Run 'siftune run' on to the datastore first"
             )
         self.manifest: dict[str, Any] = read_manifest(path / "manifest.json")
+
+    @property
+    def digest(self) -> str:
+        """Of the manifest: what was derived from this store is of no other one in its place."""
+        return digest_of(self.manifest)[:32]
 
     def missing(self) -> list[Shard]:
         """Shards that are not done."""

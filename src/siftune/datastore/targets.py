@@ -10,6 +10,7 @@ influence/CKPT/shard-00000.safetensors   influence [n, V] fp32 = <Φ(n), φ(v)>,
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from siftune.datastore.plan import Shard
 from siftune.datastore.pool import TokenRows
 from siftune.datastore.shards import read_shard, shard_notes
 from siftune.datastore.side_car import fitting_side_car, is_sound, write_side_car
@@ -119,8 +121,21 @@ def target_features(target: Target, checkpoint: int) -> np.ndarray:
 
 def missing_influence(target: Target, checkpoint: int, store: Datastore) -> bool:
     """Is some of a checkpoint's influence on a target still to be made?"""
-    folder = target.path / "influence" / str(checkpoint)
-    return any(shard_notes(folder, shard) is None for shard in store.plan.shards)
+    return any(influence_missing(target, checkpoint, store))
+
+
+def influence_missing(target: Target, checkpoint: int, store: Datastore) -> Iterator[Shard]:
+    """Shards whose influence is still to be made, those of another target's rows or of an older store among them."""
+    folder, made_of = target.path / "influence" / str(checkpoint), influence_notes(target, store)
+    for shard in store.plan.shards:
+        notes = shard_notes(folder, shard)
+        if notes is None or any(notes.get(key) != value for key, value in made_of.items()):
+            yield shard
+
+
+def influence_notes(target: Target, store: Datastore) -> dict[str, str]:
+    """What the side-car of a shard of influence says that it was made of."""
+    return {"target": target.digest, "store": store.digest}
 
 
 def read_influence(target: Target, checkpoint: int, store: Datastore) -> np.ndarray:
@@ -167,15 +182,23 @@ def vectors_file(target: Target, method: str) -> Path:
     return target.path / "vectors" / f"{method}.safetensors"
 
 
-def write_target_vectors(target: Target, method: str, vectors_V_H: np.ndarray) -> None:
-    """Keep the vectors of a target's rows. A row without one is an error: a handful of rows must all count."""
+def has_numbers(target: Target, file: Path, store: Datastore) -> bool:
+    """Are a target's features or vectors there, and made with what the store that is there now was made with?"""
+    notes = fitting_side_car(file, target.digest)
+    return notes is not None and notes.get("store") == store.digest
+
+
+def write_target_vectors(target: Target, method: str, vectors_V_H: np.ndarray, made_with: str) -> None:
+    """Keep the vectors of a target's rows, `made_with` the digest of the store that they are compared with. A row without one is an error: a handful of rows must all count."""
     for v in np.flatnonzero(~np.isfinite(vectors_V_H).all(axis=1)).tolist():
         raise SiftuneError(
             f"row {v + 1} of the target {target.name!r} has no finite vector for {method}",
             where=target.source,
             todo="Remove that row, or check the model",
         )
-    write_numbers(target, vectors_file(target, method), {"features": np.ascontiguousarray(vectors_V_H)})
+    write_numbers(
+        target, vectors_file(target, method), {"features": np.ascontiguousarray(vectors_V_H)}, made_with
+    )
 
 
 def target_vectors(target: Target, method: str) -> np.ndarray:
@@ -183,14 +206,17 @@ def target_vectors(target: Target, method: str) -> np.ndarray:
     return _numbers(target, vectors_file(target, method))
 
 
-def write_numbers(target: Target, file: Path, tensors: dict[str, np.ndarray]) -> None:
+def write_numbers(target: Target, file: Path, tensors: dict[str, np.ndarray], made_with: str) -> None:
     """Commit numbers of a target's rows: its features under a checkpoint, or its vectors.
+
+    made_with: the digest of the store that they are compared with
 
     The side-car comes first, so that they are done when the file is there.
     """
+    file.unlink(missing_ok=True)  # of an older store
     with written_whole(file) as aside:
         save_file(tensors, aside, metadata={"target": target.digest})
-        write_side_car(file, target.digest, {}, content=aside)
+        write_side_car(file, target.digest, {"store": made_with}, content=aside)
 
 
 def _numbers(target: Target, file: Path) -> np.ndarray:

@@ -35,11 +35,15 @@ def sealed_faults(run: Path) -> Iterator[tuple[Path, str]]:
         except SiftuneError:
             yield file, "is damaged"
             continue
+        named = _named(file, found)
+        if named is None:
+            yield file, "is damaged: it names files that are not beside it"
+            continue
         if found.get("number") == 1:
             beside = ["manifest.json", *(["warmup.json"] if found["origin"].get("kind") == "warm-up" else [])]
             lacking = [file.parents[1] / name for name in beside if not (file.parents[1] / name).exists()]
             yield from ((other, "is missing") for other in lacking)
-        for name, sha256 in _named(file, found).items():
+        for name, sha256 in named.items():
             other = file.parent / name
             if not other.exists():
                 yield other, "is missing"
@@ -47,7 +51,10 @@ def sealed_faults(run: Path) -> Iterator[tuple[Path, str]]:
                 yield other, "is damaged: its SHA-256 is not that of what was written"
 
 
-def _named(file: Path, found: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 of files beside it, by name; the index's side-car has that of the index."""
+def _named(file: Path, found: dict[str, Any]) -> dict[str, str] | None:
+    """SHA-256 of files beside it, by name; the index's side-car has that of the index. None where it names anything else."""
     sha256 = found.get("sha256", {})
-    return {file.with_suffix(".parquet").name: sha256} if isinstance(sha256, str) else sha256
+    if isinstance(sha256, str):
+        return {file.with_suffix(".parquet").name: sha256}
+    beside = isinstance(sha256, dict) and all(Path(name).name == name for name in sha256)
+    return sha256 if beside else None

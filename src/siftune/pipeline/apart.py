@@ -40,6 +40,12 @@ def on_failure(session: Session, only: str | None = None) -> OnFailure:
     return OnFailure(told, partial(_made_apart, session), only)
 
 
+def worker_command(session: Session) -> list[str]:
+    """What starts a worker for the choice that is being made."""
+    words = [word for name, value in session.choice().items() for word in (f"--{name}", value)]
+    return [sys.executable, "-m", "siftune", "worker", str(session.path), "--quiet", *words]
+
+
 def _made_apart(session: Session, folder: Path, shard: Shard) -> None:
     """Have a shard made by processes apart, one after another. Raises SiftuneError where they get nowhere."""
     name = (folder / shard.name).relative_to(session.path)
@@ -51,7 +57,7 @@ def _made_apart(session: Session, folder: Path, shard: Shard) -> None:
         before = Trouble.of(folder, shard)
         before.trying = None  # of a process that ended together with who had started it
         before.write()
-        how, said = _run_apart(session.path, name)
+        how, said = _run_apart(session, name)
         trouble = Trouble.of(folder, shard)
         if trouble.trying:
             session.log.event("process ended", shard=str(name), rows=trouble.trying, how=how)
@@ -68,10 +74,10 @@ def _made_apart(session: Session, folder: Path, shard: Shard) -> None:
             )
 
 
-def _run_apart(run: Path, name: Path) -> tuple[str, str]:
+def _run_apart(session: Session, name: Path) -> tuple[str, str]:
     """Start a process for one shard and wait for it: how it ended, and the last line that it said."""
     environment = {**os.environ, "SIFTUNE_STARTED_BY": str(os.getpid())}
-    command = [sys.executable, "-m", "siftune", "worker", str(run), "--quiet", "--shard", str(name)]
+    command = [*worker_command(session), "--shard", str(name)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
     ) as process:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import torch
 
+from siftune.pipeline.apart import worker_command
 from siftune.pipeline.estimate import WORTH
 from siftune.pipeline.machine import device_of
 from siftune.pipeline.session import Session
@@ -69,19 +70,20 @@ class Crew:
     def _start(self) -> None:
         on_gpus = device_of(self.session.recipe).type == "cuda"
         need, free = psutil.Process().memory_info().rss, psutil.virtual_memory().available
-        n = self.wanted if on_gpus else min(self.wanted, int(MEMORY * free / max(1, need)))
+        room = torch.cuda.device_count() - 1 if on_gpus else int(MEMORY * free / max(1, need))
+        n = min(self.wanted, room)
         if n < self.wanted:
-            self.session.reporter.note(
-                f"{n + 1} of {self.wanted + 1} workers: memory ({free / 1e9:.1f} GB free) holds no more"
-            )
+            why = "there are no more GPUs" if on_gpus else f"memory ({free / 1e9:.1f} GB free) holds no more"
+            self.session.reporter.note(f"{n + 1} of {self.wanted + 1} workers: {why}")
         self.wanted = n
         for k in range(1, n + 1):
             log = self.session.path / f".worker-{k}.log.part"  # one left behind goes with the next command
             environment = {**os.environ, "SIFTUNE_STARTED_BY": str(os.getpid())}
             if on_gpus:
-                visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-                environment["CUDA_VISIBLE_DEVICES"] = visible[k] if k < len(visible) else str(k)
+                given = os.environ.get("CUDA_VISIBLE_DEVICES")
+                environment["CUDA_VISIBLE_DEVICES"] = given.split(",")[k] if given else str(k)
             with log.open("wb") as file:
-                command = [sys.executable, "-m", "siftune", "worker", str(self.session.path), "--quiet"]
-                process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+                process = subprocess.Popen(
+                    worker_command(self.session), stdout=file, stderr=file, env=environment
+                )
             self.processes.append((process, log))

@@ -3,8 +3,8 @@
 The files hold the state, Ray only schedules: it carries numbers of shards, and errors. An actor claims a shard and writes it as any worker
 does, so the bytes are those of a run without Ray, and what is cut off goes on with Ray or without.
 
-A shard that fails is handed out again, three times in all; then its error is kept while the others are made. An actor that dies is
-replaced.
+A shard that fails is handed out again, three times in all, to another actor where one is free; then its error is kept while the others
+are made. An actor that dies, or fails twice running, is replaced: one on a bad machine must not use up the tries of everybody's shards.
 """
 
 from __future__ import annotations
@@ -108,10 +108,13 @@ class _Actors:
             )
         cpus, gpus = (0, 1) if on_gpus else (each, 0)
         self.kind: Any = ray.remote(max_restarts=0, num_cpus=cpus, num_gpus=gpus)(ShardMaker)
-        self.run = str(session.path.resolve())
+        self.log = session.log
+        self.asked = (str(session.path.resolve()), session.choice())
         self.lives = TRIES * self.wanted
         self.free: list[Any] = []
         self.busy: dict[Any, tuple[Any, Shard | None]] = {}
+        self.failed: dict[Any, list[int]] = {}
+        """Shards that an actor failed at, one after another."""
 
     def load(self, store: Store, n_shards: int) -> None:
         """Have as many actors as are of use, new ones among them, make ready for a store; each is free once it is."""
@@ -119,26 +122,27 @@ class _Actors:
         new = (
             min(self.wanted, n_shards) - len(idle) - len(self.busy)
         )  # some may be loading since the store before
-        for actor in [*idle, *(self.kind.remote(self.run) for _ in range(new))]:
+        for actor in [*idle, *(self.kind.remote(*self.asked) for _ in range(new))]:
             self._begin(actor, store)
 
     def _begin(self, actor: Any, store: Store) -> None:
         self.busy[actor.load.remote(store.checkpoint)] = (actor, None)
 
     def hand_out(self, store: Store, shard: Shard) -> None:
-        """Give a shard to a free actor."""
-        actor = self.free.pop()
+        """Give a shard to a free actor, one that hasn't just failed at it if there is one."""
+        actor = min(self.free, key=lambda free: shard.number in self.failed.get(free, []))
+        self.free.remove(actor)
         self.busy[actor.make.remote(store.checkpoint, shard.number)] = (actor, shard)
 
     def ended(self, store: Store) -> list[Ended]:
         """What ended within a moment. A dead actor is replaced while there are lives left."""
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         if not self.busy:
             raise SiftuneError(
-                f"all actors died, {TRIES} times each",
-                where=f"{self.run}/log.jsonl",
+                f"all actors died or failed, {TRIES} times each",
+                where=f"{self.asked[0]}/log.jsonl",
                 todo="See there and in Ray's logs why; fewer threads and smaller --batch-tokens take less memory",
             )
         found: list[Ended] = []
@@ -152,17 +156,31 @@ class _Actors:
                 error = str(failed.cause) if isinstance(failed.cause, SiftuneError) else repr(failed.cause)
                 if shard is None:
                     raise SiftuneError(f"an actor can't begin: {error}", where="--ray") from failed
-                self.free.append(actor)
-            except RayActorError as died:
+                self.failed.setdefault(actor, []).append(shard.number)
+                if len(self.failed[actor]) < 2:
+                    self.free.append(actor)
+                else:
+                    ray.kill(actor)
+                    self._replace(actor, error, store)
+            except (
+                RayError
+            ) as died:  # of the actor or its machine, or killed by Ray for the memory that it took
                 error = f"the actor that made it died ({str(died).splitlines()[0]})"
-                self.lives -= 1
-                if self.lives > 0:
-                    self._begin(self.kind.remote(self.run), store)
+                self._replace(actor, error, store)
             else:
+                self.failed.pop(actor, None)
                 self.free.append(actor)
             if shard is not None:
                 found.append(Ended(shard, error))
         return found
+
+    def _replace(self, actor: Any, why: str, store: Store) -> None:
+        """Another actor for one that is gone, while there are lives left."""
+        self.log.event("actor gone", why=why)
+        self.failed.pop(actor, None)
+        self.lives -= 1
+        if self.lives > 0:
+            self._begin(self.kind.remote(*self.asked), store)
 
     def stop(self) -> None:
         """End all actors."""

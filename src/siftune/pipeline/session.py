@@ -20,7 +20,14 @@ from siftune.datastore.index import (
 from siftune.datastore.manifest import versions
 from siftune.datastore.pool import Pool, TokenRows
 from siftune.datastore.store import Datastore
-from siftune.datastore.targets import Target, kept_rows, target_vectors, vectors_file, write_target
+from siftune.datastore.targets import (
+    Target,
+    has_numbers,
+    kept_rows,
+    target_vectors,
+    vectors_file,
+    write_target,
+)
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.rundir import CHOICE, read_made_with, write_run_recipe
 from siftune.pipeline.stages import READING
@@ -101,12 +108,20 @@ class Session:
         """`vectors_V_D` of a target, fp32, by the recipe's method."""
         return target_vectors(target, self.vectors_name())
 
+    def choice(self) -> dict[str, str]:
+        """Settings of the choice that is being made that decide which stores it needs."""
+        found = {"method": self.recipe.method, "encoder": self.recipe.encoder}
+        return {name: value for name, value in found.items() if value is not None}
+
     def has_vectors(self, targets: list[str]) -> bool:
         """Are the vectors of the pool and of these targets all made?"""
         if not (self.vectors_path() / "manifest.json").exists():
             return False
-        made = [vectors_file(self.target(name), self.vectors_name()).exists() for name in targets]
-        return all(made) and not Datastore(self.vectors_path(), self.pool.plan).missing()
+        store = Datastore(self.vectors_path(), self.pool.plan)
+        files = {name: vectors_file(self.target(name), self.vectors_name()) for name in targets}
+        return not store.missing() and all(
+            has_numbers(self.target(name), files[name], store) for name in files
+        )
 
     def target(self, name: str) -> Target:
         return Target.open(self.path / "targets" / check_name(name, "target"))
@@ -241,7 +256,7 @@ class Session:
         for number in self.store_numbers():
             for row, reason in self.store(number).without_feature():
                 without_feature.setdefault(row, f"{reason} at checkpoint {number}")
-        for folder in sorted((self.path / "datastore").glob("*/0")):
+        for folder in sorted(file.parent for file in (self.path / "datastore").glob("*/0/manifest.json")):
             for row, reason in Datastore(folder, self.pool.plan).without_feature():
                 without_feature.setdefault(row, f"{reason} for {folder.parent.name}")
         write_index(

@@ -46,11 +46,11 @@ def unfinished_stores(session: Session) -> list[Store]:
 class ShardMaker:
     """Makes shards of a run. It holds what one store needs, until it is asked for a shard of another.
 
-    run: the run directory. Raises SiftuneError where this machine doesn't see it.
+    run: the run directory; choice: as `Session.choice` says. Raises SiftuneError where this machine doesn't see it.
     """
 
-    def __init__(self, run: str):
-        recipe = read_run_recipe(Path(run))
+    def __init__(self, run: str, choice: dict[str, str]):
+        recipe = read_run_recipe(Path(run)).with_settings(choice)
         if recipe.device and recipe.device.startswith("cuda:"):
             recipe = recipe.with_settings({"device": "cuda"})  # whoever schedules says which one is visible
         self.session = Session(Path(run), recipe, Reporter(quiet=True), recipe)

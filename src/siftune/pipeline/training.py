@@ -19,7 +19,7 @@ from siftune.datastore.manifest import claim, versions
 from siftune.datastore.plan import ShardPlan
 from siftune.datastore.pool import TokenRows
 from siftune.datastore.shards import shard_notes
-from siftune.datastore.targets import Target, features_file, missing_influence
+from siftune.datastore.targets import Target, features_file, has_numbers, missing_influence
 from siftune.gradients.directions import AdamState
 from siftune.gradients.features import FeatureExtractor
 from siftune.gradients.projection import Projector, make_projector
@@ -72,7 +72,7 @@ def make_features(session: Session, targets: Mapping[str, tuple[Target, TokenRow
     for checkpoint in checkpoints:
         number, path = checkpoint.number, session.store_path(checkpoint.number)
         rows = sum(len(shard) for shard in pool.plan.shards if shard_notes(path, shard) is None)
-        new = [t for t in targets.values() if not features_file(t[0], number).exists()]
+        new = [t for t in targets.values() if not _has_features(session, t[0], number)]
         if not rows and not new:
             continue
         with (
@@ -88,11 +88,18 @@ def make_features(session: Session, targets: Mapping[str, tuple[Target, TokenRow
             for target, tokens in new:
                 session.reporter.note(f"{title}: {len(tokens.row_N)} rows of target {target.name}")
                 told = on_failure(session).told
-                build_target_features(target, tokens, number, extractor, pool.plan.batch_tokens, told)
+                build_target_features(
+                    target, tokens, number, session.store(number), extractor, pool.plan.batch_tokens, told
+                )
             details |= {"rows": rows, "targets": [target.name for target, _ in new]}
     session.update_index()
     if lost := before - len(session.scorable()):
         session.reporter.warn(f"{lost} rows have no usable gradient; see {session.path / 'quarantine.jsonl'}")
+
+
+def _has_features(session: Session, target: Target, checkpoint: int) -> bool:
+    begun = (session.store_path(checkpoint) / "manifest.json").exists()
+    return begun and has_numbers(target, features_file(target, checkpoint), session.store(checkpoint))
 
 
 def make_pool_features(

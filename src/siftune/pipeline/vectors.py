@@ -15,7 +15,8 @@ from siftune.datastore.manifest import claim, versions
 from siftune.datastore.plan import ShardPlan
 from siftune.datastore.pool import TokenRows
 from siftune.datastore.shards import shard_notes
-from siftune.datastore.targets import Target, kept_rows, vectors_file, write_target_vectors
+from siftune.datastore.store import Datastore
+from siftune.datastore.targets import Target, has_numbers, kept_rows, vectors_file, write_target_vectors
 from siftune.datastore.vectors_writer import Embed, build_vectors, embed_states, embed_texts, states_of
 from siftune.model.load import quiet_transformers
 from siftune.model.sentence import SentenceEncoder
@@ -37,7 +38,12 @@ def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows
     """
     name, path, pool = session.vectors_name(), session.vectors_path(), session.pool
     rows = sum(len(shard) for shard in pool.plan.shards if shard_notes(path, shard) is None)
-    new = [item for item in targets.values() if not vectors_file(item[0], name).exists()]
+    begun = (path / "manifest.json").exists()
+    new = [
+        item
+        for item in targets.values()
+        if not (begun and has_numbers(item[0], vectors_file(item[0], name), Datastore(path, pool.plan)))
+    ]
     if not rows and not new and session.encoder_folder() is None:
         return
     with session.log.stage(f"vectors {name}") as details, _way(session) as (embed, of_target, cut):
@@ -47,7 +53,7 @@ def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows
                 told = crew.watching(advance, rows)
                 build_vectors(path, pool, embed, told, session.reporter.note, on_failure(session))
         for target, tokens in new:
-            write_target_vectors(target, name, of_target(target, tokens))
+            write_target_vectors(target, name, of_target(target, tokens), Datastore(path, pool.plan).digest)
         if cut():
             session.reporter.warn(
                 f"{cut():,} texts were longer than the encoder reads; only their beginnings count"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from siftune.datastore.store import Datastore
 from siftune.model.checkpoint import list_checkpoints
@@ -23,15 +24,21 @@ class LeaderGoneError(BaseException):
     """The process that started this one has ended before its time. As Ctrl-C, it is no failure of the work that it ends."""
 
 
-def work(path: Path, reporter: Reporter | None = None, only: Path | None = None) -> None:
+def work(
+    path: Path,
+    reporter: Reporter | None = None,
+    only: Path | None = None,
+    choice: Mapping[str, Any] | None = None,
+) -> None:
     """Make shards of features, and of vectors where the method compares them, until none of the run is missing.
 
     Any number of processes and machines that see the directory may do so at once; which of them makes a shard changes nothing
     in it. Raises SiftuneError where the run has no checkpoints yet.
 
     only: `datastore/less/2/shard-00012`: that shard alone, for the process that holds it and started this one
+    choice: method and encoder, where another choice than that of the run's recipe is being made
     """
-    recipe = on_own_device(read_run_recipe(path))
+    recipe = on_own_device(read_run_recipe(path).with_settings(dict(choice or {})))
     session = Session(path, recipe, reporter or Reporter(), recipe)
     if not (path / "pool" / "plan.json").exists():
         raise SiftuneError("has not read its pool yet", where=str(path), todo="Start it: siftune run")

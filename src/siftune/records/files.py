@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from siftune.records.errors import SiftuneError
@@ -29,7 +30,8 @@ def written_whole(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     lasting: False leaves it to the next file of the folder to make the new name survive a power cut; its content does
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Processes of different machines may have one number
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.part")
     try:
         yield aside
         fsync(aside)
