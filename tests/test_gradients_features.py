@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from gradient_oracle import directed, gradients, projected, random_state
 from model_helpers import ARCHITECTURES, VOCAB, tiny_model, write_tiny_model
+from siftune.gradients import features
 from siftune.gradients.features import FeatureExtractor
 from siftune.gradients.projection import make_projector
 from siftune.model.attention import SHORT, ShortAttentionInFp32
@@ -285,3 +286,24 @@ def test_another_adapter_than_plain_lora_is_refused_here_too() -> None:
     assert isinstance(model, PeftModel)
     with pytest.raises(SiftuneError, match="DoRA"):
         extractor(model)
+
+
+def test_long_answers_keep_their_gradient_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mean over many tokens makes each token's part small, for fp16 too small: the loss is lifted on the way down."""
+    some = rows((900,))
+    exact = extractor(trained_lora("llama", dropout=0.0))(*padded(some), "sgd")
+
+    def error_in_fp16() -> float:
+        model = trained_lora("llama", dropout=0.0)
+        kept = {name: p.data.clone() for name, p in lora_parameters(model).items()}
+        model.to(torch.float16)
+        for name, p in lora_parameters(model).items():
+            p.data = kept[name]
+        found = extractor(model)(*padded(some), "sgd")
+        np.testing.assert_allclose(found.grad_norm_B, exact.grad_norm_B, rtol=0.05)
+        return relative_error(found.features_B_D[0], exact.features_B_D[0])
+
+    lifted = error_in_fp16()
+    assert lifted < 0.01
+    monkeypatch.setattr(features, "_lift", lambda model, trained: torch.ones(len(trained)))
+    assert error_in_fp16() > 1.3 * lifted

@@ -18,6 +18,8 @@ from siftune.model.lora import check_supported, lora_parameters
 from siftune.records.errors import SiftuneError
 from siftune.records.recipe import Direction
 
+FP16_SCALE = 16.0
+"""What a token's loss is multiplied by in the backward pass of a model in fp16, see `_lift`."""
 PART_NUMBERS = 2**24
 """Numbers of one parameter's gradients that are turned into directions at a time: 64 MiB a temporary."""
 
@@ -64,30 +66,34 @@ class FeatureExtractor:
         try_head(model)
         self.projector, self.state = projector, state
         self.gradient_checkpointing = gradient_checkpointing
+        self.unreached: list[str] = []
+        """Parameters that the last batch never came to."""
         self.device = next(model.parameters()).device
 
     def __call__(self, ids_B_T: np.ndarray, trained_B_T: np.ndarray, kind: Direction) -> FeatureBatch:
         """Features of B rows, padded on the right. `trained_B_T[b, t]`: token t of row b carries loss."""
         ids = torch.from_numpy(ids_B_T).to(self.device, torch.long)
         trained = torch.from_numpy(trained_B_T).to(self.device)
-        batch = _BatchSums(len(ids), self, kind)
+        lift_B = _lift(self.model, trained)
+        batch = _BatchSums(lift_B, self, kind)
         with (
             captured(self.model, (ids.shape[0], ids.shape[1]), batch.take),
             layers_checkpointed(self.model, self.gradient_checkpointing),
             quick_attention(causal_model(self.model)),
         ):
             loss_B = losses(self.model, ids, trained)
-            loss_B.sum().backward()
-        batch.take_unused()
+            (loss_B * lift_B).sum().backward()
+        self.unreached = batch.take_unused()
         return batch.result(loss_B.detach())
 
 
 class _BatchSums:
     """Adds up one backward pass: projections and squared norms over parameters."""
 
-    def __init__(self, n_rows: int, extractor: FeatureExtractor, kind: Direction):
-        device = extractor.device
+    def __init__(self, lift_B: Tensor, extractor: FeatureExtractor, kind: Direction):
+        device, n_rows = extractor.device, len(lift_B)
         self.extractor, self.n_rows = extractor, n_rows
+        self.lift_B, self.lifted = lift_B, bool((lift_B != 1).any())
         self.kind: Direction = kind
         self.projected_B_D = torch.zeros(n_rows, extractor.projector.n_features, device=device)
         self.grad_square_B = torch.zeros(n_rows, device=device, dtype=torch.float64)
@@ -104,6 +110,8 @@ class _BatchSums:
             )
         self.taken.add(name)
         gradient_B_P = gradient_B_O_I.flatten(1).float()
+        if self.lifted:
+            gradient_B_P = gradient_B_P / self.lift_B[:, None]
         rows_at_once = max(1, PART_NUMBERS // gradient_B_P.shape[1])
         for rows in torch.arange(self.n_rows).split(rows_at_once):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
@@ -114,15 +122,19 @@ class _BatchSums:
             self.direction_square_B[part] += square_B if d_B_P is g_B_P else _squares(d_B_P)
             self.extractor.projector.add(name, d_B_P, self.projected_B_D[part])
 
-    def take_unused(self) -> None:
-        """A parameter that the batch never reached has gradient zero, which Adam's history still moves."""
-        for name, shape in self.extractor.shapes.items():
-            if name not in self.taken:
-                self.take(name, torch.zeros(self.n_rows, *shape, device=self.extractor.device))
+    def take_unused(self) -> list[str]:
+        """A parameter that the batch never reached has gradient zero, which Adam's history still moves. Returns their names."""
+        unused = [name for name in self.extractor.shapes if name not in self.taken]
+        for name in unused:
+            shape = self.extractor.shapes[name]
+            self.take(name, torch.zeros(self.n_rows, *shape, device=self.extractor.device))
+        return unused
 
     def result(self, loss_B: Tensor) -> FeatureBatch:
         projection_norm_B = self.projected_B_D.norm(dim=1)
-        sound_B = torch.isfinite(loss_B) & torch.isfinite(projection_norm_B) & (projection_norm_B > 0)
+        squares_B = self.grad_square_B + self.direction_square_B
+        sound_B = torch.isfinite(loss_B) & torch.isfinite(projection_norm_B) & torch.isfinite(squares_B)
+        sound_B &= projection_norm_B > 0
         features_B_D = self.projected_B_D / projection_norm_B[:, None]
         features_B_D[~sound_B] = torch.nan
         return FeatureBatch(
@@ -132,6 +144,17 @@ class _BatchSums:
             self.direction_square_B.sqrt().float().cpu().numpy(),
             projection_norm_B.cpu().numpy(),
         )
+
+
+def _lift(model: PeftModel, trained_B_T: Tensor) -> Tensor:
+    """What each row's loss is multiplied by for the backward pass, and its gradient divided by afterwards.
+
+    1, but where activations are fp16: there a mean over many tokens would make each token's part too small for that format, so the
+    loss is summed instead, some bits above the smallest numbers.
+    """
+    n_trained_B = trained_B_T[:, 1:].sum(dim=1).float()
+    half = causal_model(model).dtype == torch.float16
+    return n_trained_B * FP16_SCALE if half else torch.ones_like(n_trained_B)
 
 
 def _squares(matrix_B_P: Tensor) -> Tensor:

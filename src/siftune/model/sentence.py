@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from siftune.chat.batches import token_batches
 from siftune.chat.tokenizer import load_tokenizer
 from siftune.model.hidden import unit_rows
 from siftune.model.identity import model_digest
 from siftune.model.load import quiet_transformers
+from siftune.model.size import check_size
 from siftune.records.errors import SiftuneError
 from siftune.records.files import digest_of, read_json
 
@@ -112,7 +113,13 @@ def _modules(path: Path) -> dict[str, str]:
     if not (path / "modules.json").exists():
         return {}
     found = {module["type"].rpartition(".")[2]: module["path"] for module in _read(path / "modules.json")}
-    for kind in found:
+    for kind, folder in found.items():
+        if not (path / folder).resolve().is_relative_to(path.resolve()):
+            raise SiftuneError(
+                f"names the folder {folder!r}, which is not in it",
+                where=str(path / "modules.json"),
+                todo="Copy the whole folder of the sentence encoder",
+            )
         if kind not in ("Transformer", "Pooling", "Normalize"):
             raise SiftuneError(
                 f"has a {kind} module, which is not supported",
@@ -150,8 +157,13 @@ def _default_prompt(path: Path) -> str:
 def _load(folder: Path, device: torch.device) -> PreTrainedModel:
     try:
         with quiet_transformers():
+            check_size(AutoConfig.from_pretrained(str(folder), trust_remote_code=False), folder)
             result: Any = AutoModel.from_pretrained(
-                str(folder), dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+                str(folder),
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         text = " ".join(str(error).split())[:300]

@@ -45,6 +45,12 @@ def device_of(recipe: Recipe) -> torch.device:
             where=f"device: {name}",
             todo="Leave --device out, or use cpu",
         ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise SiftuneError(
+            f"{device.type} is not supported: sums need numbers of 64 bits, which it hasn't or nobody has tried",
+            where=f"device: {name}",
+            todo="Use cpu or cuda",
+        )
     return device
 
 

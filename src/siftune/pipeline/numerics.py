@@ -15,6 +15,7 @@ is still called rounding. The cosine distance is half the square of the relative
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import math
 from collections.abc import Iterator, Sequence
@@ -150,13 +151,18 @@ def _measured(recipe: Recipe, decided: Recipe, encoder: ChatEncoder) -> Numerics
     rows = sample_rows(recipe.pool, encoder, n_rows=N_ROWS, longest=longest)
     with _adapted(decided, "fp32", "eager") as model:
         truth_V_D, _ = _alone(_extractor(model, decided), rows)
+    model = None
     findings: list[Finding] = []
     left_out: dict[str, str] = {}
     for dtype in _dtypes(recipe, decided):
         for attn in [recipe.attn, *_attentions()]:  # None is Transformers' own choice
+            if dtype == "fp32" and "flash" in str(attn):
+                continue  # it takes 16 bits alone
             if attn in left_out or any((attn, dtype) == (f.attn, f.dtype) for f in findings):
                 continue
             try:
+                model = None  # two of them may not fit
+                gc.collect()
                 with _adapted(decided, dtype, attn) as model:
                     findings.append(_finding(model, decided, dtype, rows, truth_V_D))
             except SiftuneError as error:

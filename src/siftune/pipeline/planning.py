@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from siftune.datastore.plan import Shard
@@ -172,8 +173,11 @@ def told_plan(session: Session, targets: Mapping[str, TokenRows], until: Stage) 
         with session.log.stage("plan") as details:
             found = plan_of(session, targets, until, base=lambda: base_model(session))
             details["plan"] = found.as_values()
-    except SiftuneError:
-        raise
+    except SiftuneError as error:
+        if not isinstance(error.__cause__, torch.OutOfMemoryError):
+            raise
+        session.reporter.note("no estimate: memory does not hold a probe batch (such are made in halves)")
+        return None
     except Exception as error:
         session.reporter.note(f"no estimate: a probe batch failed ({type(error).__name__}: {error})")
         return None

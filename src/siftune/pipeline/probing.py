@@ -27,6 +27,7 @@ from siftune.gradients.capture import layers_checkpointed
 from siftune.gradients.directions import AdamState
 from siftune.gradients.features import FeatureExtractor
 from siftune.gradients.projection import make_projector
+from siftune.model.attention import quick_attention
 from siftune.model.hidden import Weighting, pooled_states
 from siftune.model.load import quiet_transformers
 from siftune.model.lora import lora_parameters
@@ -128,7 +129,7 @@ def training_step(base: PreTrainedModel, adapter: LoraSettings | Path, recipe: R
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
 
         def run(tokens: Tokens) -> None:
-            with layers_checkpointed(model, recipe.gradient_checkpointing):
+            with layers_checkpointed(model, recipe.gradient_checkpointing), quick_attention(base):
                 batch = {name: tensor.to(device) for name, tensor in collate(tokens).items()}
                 model(**batch, use_cache=False).loss.backward()
             optimizer.step()

@@ -197,6 +197,13 @@ def _check_captured(
         ids_B_T, trained_B_T, _ = pad_batch(sorted(tokens, key=lambda row: len(row[0]))[:2], pad_id=0)
         with quiet_transformers():
             extractor(ids_B_T, trained_B_T, "sgd")
+        if extractor.unreached:
+            raise SiftuneError(
+                f"text never comes to {len(extractor.unreached)} of the layers that would be trained, {extractor.unreached[0]} among them"
+                " (a model that sees has such ones)",
+                where="lora_targets",
+                todo="Name layers of the text model alone, by as much of their names as tells them apart: --lora-targets",
+            )
     finally:
         model.unload()
 

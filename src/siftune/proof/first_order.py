@@ -28,7 +28,8 @@ from torch import nn
 
 from siftune.chat.batches import pad_batch, token_batches
 from siftune.gradients.capture import layers_checkpointed
-from siftune.gradients.loss import losses
+from siftune.gradients.loss import causal_model, losses
+from siftune.model.attention import quick_attention
 from siftune.model.checkpoint import Checkpoint
 from siftune.model.lora import lora_parameters
 
@@ -68,7 +69,7 @@ def stepped(
     try:
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        with layers_checkpointed(model, gradient_checkpointing):
+        with layers_checkpointed(model, gradient_checkpointing), quick_attention(causal_model(model)):
             for batch in token_batches([len(ids) for ids, _ in rows], batch_tokens):
                 (_losses(model, [rows[i] for i in batch]).sum() / len(rows)).backward()
         optimizer.step()
