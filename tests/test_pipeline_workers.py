@@ -17,12 +17,20 @@ from pipeline_helpers import LASTING, digests, recipe, write_inputs
 from siftune.datastore import claims
 from siftune.datastore.claims import _clock_ahead, _here, shards_to_make
 from siftune.datastore.plan import Shard, ShardPlan
+from siftune.datastore.pool import Pool
 from siftune.datastore.shards import write_shard
+from siftune.datastore.store import Datastore
 from siftune.pipeline import crew
+from siftune.pipeline.apart import worker_command
 from siftune.pipeline.machine import settled
+from siftune.pipeline.progress import Reporter
 from siftune.pipeline.run import run
 from siftune.pipeline.rundir import read_run_recipe
+from siftune.pipeline.session import Session
+from siftune.pipeline.working import work
 from siftune.records.errors import SiftuneError
+
+QUIET = Reporter(quiet=True)
 
 PLAN = ShardPlan(
     tuple(Shard(k, 10 * k, 10 * k + 10, f"digest {k}") for k in range(3)), 512, "encoder", ("a",)
@@ -151,6 +159,16 @@ def test_a_clock_that_is_ahead_makes_no_claim_void(tmp_path: Path, monkeypatch: 
     assert not claims.held_by_another(claim)
     monkeypatch.undo()
     _clock_ahead.cache_clear()
+
+
+def test_a_worker_makes_what_another_choice_needs(given: dict[str, Any], tmp_path: Path) -> None:
+    """A run keeps the method that it was made with; who is asked for another says so to whom it starts."""
+    out = tmp_path / "RUN"
+    run(recipe(given, method="less"), out, reporter=QUIET)
+    work(out, QUIET, choice={"method": "rds+"})
+    assert not Datastore(out / "datastore/rds+/0", Pool(out / "pool").plan).missing()
+    session = Session(out, read_run_recipe(out).with_settings({"method": "rds+"}), QUIET, None)
+    assert worker_command(session)[-2:] == ["--method", "rds+"]
 
 
 def test_threads_are_shared_out_once(given: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -71,6 +72,16 @@ def test_a_target_is_done_with_its_last_file(scene: Scene) -> None:
     like = scene.finished
     with scene.place(like.path) as out:
         (out / "targets/sums/vectors/rds+.safetensors").unlink()  # its side-car came first
+        scene.forks.must(*scene.run(out))
+        assert like.same(out)
+
+
+def test_a_store_that_was_cut_off_before_its_manifest(scene: Scene) -> None:
+    """Its folder is there and holds nothing yet."""
+    like = scene.finished
+    with scene.place(like.path) as out:
+        shutil.rmtree(out / "datastore/rds+/0")
+        (out / "datastore/rds+/0").mkdir()
         scene.forks.must(*scene.run(out))
         assert like.same(out)
 
