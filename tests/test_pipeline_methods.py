@@ -354,7 +354,7 @@ def test_a_second_target_and_more_rows_with_another_method_than_the_runs(copy: P
     assert set(kept["target"]) == {"sums", "fresh"}
     first = {"method": "less", "keep": KEEP, "name": None, "drop_worst": None}
     assert {name: kept[name] for name in first} == first  # those of the run's first choice
-    with pytest.raises(SiftuneError, match=r"'fresh' is not made yet.*--method less"):
+    with pytest.raises(SiftuneError, match=r"'fresh' lacks .* shards.*--method less"):
         select(copy, {"name": "less-of-new"}, targets=["fresh"], reporter=QUIET)
     run(recipe({}), copy, reporter=QUIET)
     select(copy, {"name": "less-of-new"}, targets=["fresh"], reporter=QUIET)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from siftune.datastore.index import read_index, usable_rows
 from siftune.datastore.store import Datastore, checkpoint_weight
-from siftune.datastore.targets import Target, kept_rows, missing_influence
+from siftune.datastore.targets import Target, influence_missing, kept_rows
 from siftune.methods.blend import blended_influence
 from siftune.methods.bm25 import bm25_influence
 from siftune.methods.length import length_scores
@@ -98,8 +98,12 @@ def _influence(session: Session, target: Target) -> np.ndarray:
     recipe = session.recipe
     if recipe.method in GRADED:
         stores = stores_of(session)
-        if any(missing_influence(target, number, store) for number, _, store in stores):
-            raise _unmade(session, f"the influence on the target {target.name!r} is not made yet")
+        for number, _, store in stores:
+            if missing := list(influence_missing(target, number, store)):
+                raise _unmade(
+                    session,
+                    f"the influence on the target {target.name!r} lacks {len(missing)} shards at checkpoint {number}, {missing[0].name} among them",
+                )
         less_N_V = less_influence(target, stores, centre=recipe.centre)
         return (
             less_N_V if recipe.method == "less" else blended_influence(less_N_V, _likeness(session, target))
