@@ -95,13 +95,13 @@ def main(run: Path, number: int, kinds: list[str]) -> None:
             _claimed_projector(session, checkpoint, first.base, extractor.model)
         for name in first.recipe.target:
             target = first.target(name)
-            if not has_numbers(target, features_file(target, number), first.store(number)):
+            if not has_numbers(target, features_file(target, number), first.store_path(number)):
                 tokens = encode_target(kept_rows(target), first.encoder)
                 store = first.store(number)
                 build_target_features(target, tokens, number, store, extractor, first.pool.plan.batch_tokens)
             for session in by_kind.values():  # targets are raw gradients whatever the direction
                 file, store = features_file(session.target(name), number), session.store(number)
-                if not has_numbers(target, file, store):
+                if not has_numbers(target, file, store.path):
                     write_numbers(target, file, load_file(features_file(target, number)), store.digest)
         for shard in first.pool.plan.shards:
             if any(shard_notes(s.store_path(number), shard) is None for s in by_kind.values()):

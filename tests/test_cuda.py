@@ -1,4 +1,4 @@
-"""What only a machine with a GPU can show: features, warm-up and measuring there are those of the CPU but for rounding."""
+"""What only a machine with a GPU can show: a run there is that of the CPU but for rounding, and 16 bits work."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline_helpers import recipe
+from siftune.datastore.pool import Pool
 from siftune.datastore.store import Datastore
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.run import run
@@ -23,10 +24,7 @@ def test_a_run_on_a_gpu_is_that_of_a_cpu_but_for_rounding(given: dict[str, Any],
     features, chosen = [], []
     for device in ("cpu", "cuda"):
         found = run(recipe(given, device=device, dtype="fp32", workers=1), tmp_path / device, reporter=QUIET)
-        plan = found.selections["sums"]
-        chosen.append({row["_siftune"]["row"] for row in plan.rows()})
-        from siftune.datastore.pool import Pool
-
+        chosen.append({row["_siftune"]["row"] for row in found.selections["sums"].rows()})
         store = Datastore(tmp_path / device / "datastore/less/1", Pool(tmp_path / device / "pool").plan)
         features.append(np.concatenate([store.features(shard) for shard in store.plan.shards]))
     cosine_N = np.nansum(features[0] * features[1], axis=1)[~np.isnan(features[0][:, 0])]

@@ -43,7 +43,7 @@ from siftune.datastore.verify import verify
 from siftune.pipeline.rundir import write_run_recipe
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
-from siftune.records.files import sha256_of, write_json
+from siftune.records.files import read_sealed, sha256_of, write_json, write_sealed
 from siftune.records.readers import TargetRow
 from siftune.records.recipe import StoreDtype, make_recipe
 
@@ -244,9 +244,9 @@ def test_influence_of_another_store_or_other_rows_is_made_again(tmp_path: Path, 
     write_json(path / "manifest.json", {"method": "less", "checkpoint": {"adapter": "another"}})
     store = Datastore(path, pool.plan)
     assert missing_influence(target, 1, store)
-    assert not has_numbers(target, features_file(target, 1), store)
+    assert not has_numbers(target, features_file(target, 1), path)
     write_numbers(target, features_file(target, 1), {"features": unit_rows(V, seed=2)}, store.digest)
-    assert has_numbers(target, features_file(target, 1), store)
+    assert has_numbers(target, features_file(target, 1), path)
     build_influence(target, 1, store)
     assert not missing_influence(target, 1, store)
     read = np.concatenate([store.features(shard) for shard in pool.plan.shards])
@@ -293,6 +293,16 @@ def test_verify_looks_at_side_cars_and_manifests(tmp_path: Path, pool: Pool) -> 
     assert verify(run).without_sum == sorted((run / "pool").glob("shard-*.arrow"))
     with pytest.raises(SiftuneError, match="holds no pool"):
         verify(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../../secret", "/etc/hostname", "a/b"])
+def test_verify_opens_nothing_that_is_not_beside_a_file(tmp_path: Path, pool: Pool, name: str) -> None:
+    run = run_of(tmp_path / "run", pool)
+    file = run / "targets/t/target.json"
+    write_sealed(file, {**read_sealed(file), "sha256": {name: "0" * 64}})
+    assert [(f.file, f.what) for f in verify(run).faults] == [
+        (file, "is damaged: it names files that are not beside it")
+    ]
 
 
 def test_verify_on_the_command_line(tmp_path: Path, pool: Pool) -> None:

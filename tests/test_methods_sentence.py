@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -146,6 +147,10 @@ def test_lower_case_and_default_prompt_are_as_the_folder_asks(layout: Path) -> N
             "is missing",
         ),
         (
+            {"modules_json": [{"type": "sentence_transformers.models.Pooling", "path": "../plain"}]},
+            "names the folder '../plain', which is not in it",
+        ),
+        (
             {"config_json": {"model_type": "t5", "vocab_size": 20, "d_model": 16}},
             "encoder|weights are missing|loaded",
         ),
@@ -165,6 +170,22 @@ def test_missing_weights_are_refused(plain: Path, tmp_path: Path) -> None:
         SentenceEncoder(folder, CPU)
     with pytest.raises(SiftuneError, match="no such folder"):
         SentenceEncoder(tmp_path / "nowhere", CPU)
+
+
+def test_weights_that_are_no_safetensors_are_not_opened(plain: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(plain, tmp_path / "pickled"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(SiftuneError, match="no weights as safetensors"):
+        SentenceEncoder(folder, CPU)
+
+
+def test_a_config_that_promises_more_than_the_weights_is_refused(plain: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(plain, tmp_path / "huge"))
+    config = json.loads((folder / "config.json").read_text())
+    written(folder, config_json={**config, "vocab_size": 10**12})
+    with pytest.raises(SiftuneError, match="does not fit the weights"):
+        SentenceEncoder(folder, CPU)
 
 
 def test_the_digest_is_that_of_the_content(plain: Path, layout: Path, tmp_path: Path) -> None:

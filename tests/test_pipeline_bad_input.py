@@ -11,12 +11,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from model_helpers import write_tiny_model
 from pipeline_helpers import pool_rows, recipe, turn, write_inputs, write_rows
 from siftune.model.load import load_model
 from siftune.model.lora import add_lora
+from siftune.pipeline import training
+from siftune.pipeline.progress import Reporter
 from siftune.pipeline.run import run, select
 from siftune.records.errors import SiftuneError
 
@@ -280,3 +283,20 @@ def test_a_full_disk_is_said_and_the_run_goes_on_afterwards(
     assert not list((tmp_path / "run").rglob("*.part"))
     result = run(recipe(given), tmp_path / "run")
     assert len(result.selections["sums"].rows()) == 6
+
+
+def test_layers_that_text_never_reaches_are_refused_before_the_warm_up(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the vision tower of a model that sees: its layers are called as those of the text model."""
+    made = training.load_base
+
+    def with_tower(*rest: Any) -> Any:
+        model = made(*rest)
+        model.tower = nn.ModuleDict({"self_attn": nn.ModuleDict({"q_proj": nn.Linear(4, 4)})})
+        return model
+
+    monkeypatch.setattr(training, "load_base", with_tower)
+    with pytest.raises(SiftuneError, match=r"text never comes to 2 of the layers.*tower\.self_attn\.q_proj"):
+        run(recipe(given, lora_targets=["q_proj"]), tmp_path / "run", reporter=Reporter(quiet=True))
+    assert not list((tmp_path / "run").glob("checkpoints/[0-9]*"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import Result
 from hypothesis import given as for_all
 from hypothesis import strategies as st
@@ -26,7 +27,8 @@ from pipeline_helpers import (
 )
 from siftune.cli import app
 from siftune.datastore.index import read_index
-from siftune.pipeline import planning
+from siftune.gradients.features import FeatureExtractor
+from siftune.pipeline import planning, training
 from siftune.pipeline.estimate import (
     LEAST_ERROR,
     NOTHING,
@@ -315,6 +317,29 @@ def test_a_probe_that_fails_or_ends_its_process_costs_the_estimate_alone(
     RunLog(tmp_path / "run" / "log.jsonl").event("stage began", stage="plan")  # and no end: the process died
     run(recipe(given), tmp_path / "run", reporter=told)
     assert "an earlier command on this run ended while it was made" in said.getvalue()
+
+
+def test_memory_that_does_not_hold_a_probe_batch_costs_the_estimate_alone(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run itself makes such a batch in halves."""
+
+    def full(self: FeatureExtractor, *rest: Any) -> None:
+        raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr(FeatureExtractor, "__call__", full)
+    monkeypatch.setattr(training, "_check_captured", lambda *given: None)
+    said = StringIO()
+    told = Reporter(console=Console(file=said, width=200))
+    run(recipe(given, method="less"), tmp_path / "run", until="warmup", reporter=QUIET)
+    with pytest.raises(SiftuneError, match="this row alone"):  # of the run, not of the estimate
+        run(recipe(given, method="less"), tmp_path / "run", reporter=told)
+    assert "no estimate: memory does not hold a probe batch" in said.getvalue()
+
+
+def test_recomputed_layers_are_planned_in_16_bits_too(given: dict[str, Any]) -> None:
+    found = plan(recipe(given, dtype="bf16", gradient_checkpointing=True), reporter=QUIET)
+    assert any(stage.stage == "warmup" for stage in found.stages)
 
 
 def test_going_on_with_nothing_left_probes_nothing(given: dict[str, Any], done: Path) -> None:

@@ -252,6 +252,19 @@ def test_where_many_rows_fail_none_is_blamed() -> None:
     assert "row left out" not in told
 
 
+def test_where_all_rows_of_a_small_shard_fail_none_is_blamed() -> None:
+    """Two rows are fewer than may fail; but where nothing succeeds, it is the machine."""
+
+    def fail(some: list[str]) -> None:
+        raise ValueError("all is lost")
+
+    with pytest.raises(SiftuneError, match=r"all rows of these rows fail.*ValueError: all is lost"):
+        rows_of(Care(spare=MOST), fail, ["a", "bb"])
+    care = Care(spare=MOST)
+    rows_of(care, fail, ["a"])  # of one alone nobody can tell
+    assert list(care.reasons) == [100]
+
+
 def test_of_a_target_no_row_may_fail() -> None:
     def fail(some: list[str]) -> None:
         if "bb" in some:

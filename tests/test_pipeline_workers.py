@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline_helpers import LASTING, digests, recipe, write_inputs
 from siftune.datastore import claims
@@ -169,6 +170,25 @@ def test_a_worker_makes_what_another_choice_needs(given: dict[str, Any], tmp_pat
     assert not Datastore(out / "datastore/rds+/0", Pool(out / "pool").plan).missing()
     session = Session(out, read_run_recipe(out).with_settings({"method": "rds+"}), QUIET, None)
     assert worker_command(session)[-2:] == ["--method", "rds+"]
+
+
+def test_a_crew_takes_no_gpu_that_it_was_not_given(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def started(command: list[str], env: dict[str, str], **more: Any) -> None:
+        seen.append(env["CUDA_VISIBLE_DEVICES"])
+
+    monkeypatch.setattr(crew, "device_of", lambda recipe: torch.device("cuda"))
+    monkeypatch.setattr(crew, "subprocess", SimpleNamespace(Popen=started))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    session = Session(tmp_path, recipe(given, workers=8), QUIET, None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    crew.Crew(session)._start()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    crew.Crew(session)._start()
+    assert seen == ["5", "1"]
 
 
 def test_threads_are_shared_out_once(given: dict[str, Any]) -> None:

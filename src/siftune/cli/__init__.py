@@ -13,9 +13,8 @@ __all__ = ["app", "main", "planning", "proving", "reporting", "selecting", "stor
 
 def main() -> None:
     """The entry point of the `siftune` command."""
-    signal.signal(
-        signal.SIGINT, lambda *_: stopped()
-    )  # before a command has begun, nothing has to be put down first
+    # Before a command has begun, nothing has to be put down first
+    signal.signal(signal.SIGINT, lambda *_: stopped())
     app(args=_spread(sys.argv[1:]))
 
 

@@ -23,8 +23,8 @@ from siftune.datastore.store import Datastore
 from siftune.datastore.targets import (
     Target,
     features_file,
-    influence_missing,
     influence_notes,
+    missing_influence,
     target_features,
     write_numbers,
 )
@@ -178,14 +178,13 @@ def build_influence(target: Target, checkpoint: int, store: Datastore) -> None:
     Shards are committed beside the computing, several at once: waiting for the disk would take longer than the products.
     """
     folder, notes = target.path / "influence" / str(checkpoint), influence_notes(target, store)
-    missing = list(influence_missing(target, checkpoint, store))
+    missing = missing_influence(target, checkpoint, store)
     question = Question(torch.from_numpy(target_features(target, checkpoint)))
     with ThreadPoolExecutor(_WRITERS) as writers:
         commits = deque[Future[None]]()
         for shard in missing:
-            shard_file(folder, shard).with_suffix(".json").unlink(
-                missing_ok=True
-            )  # of an older store, or cut off
+            # One that is there is of an older store
+            shard_file(folder, shard).with_suffix(".json").unlink(missing_ok=True)
             tensors = {"influence": question.influence(store.tensors(shard))}
             commits.append(writers.submit(write_shard, folder, shard, tensors, notes))
             if len(commits) > 2 * _WRITERS:

@@ -38,6 +38,16 @@ def checkpoint_weight(checkpoint: Path) -> float:
     return float(weight)
 
 
+def store_digest(path: Path) -> str | None:
+    """As `Datastore.digest`, of the store at `path`; None where there is none yet."""
+    manifest = path / "manifest.json"
+    return _digest(read_manifest(manifest)) if manifest.exists() else None
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return digest_of(manifest)[:32]
+
+
 class Datastore:
     """Opens the features of one checkpoint for reading. NumPy goes out."""
 
@@ -53,7 +63,7 @@ class Datastore:
     @property
     def digest(self) -> str:
         """Of the manifest: what was derived from this store is of no other one in its place."""
-        return digest_of(self.manifest)[:32]
+        return _digest(self.manifest)
 
     def missing(self) -> list[Shard]:
         """Shards that are not done."""

@@ -10,7 +10,6 @@ influence/CKPT/shard-00000.safetensors   influence [n, V] fp32 = <Φ(n), φ(v)>,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from siftune.datastore.plan import Shard
 from siftune.datastore.pool import TokenRows
 from siftune.datastore.shards import read_shard, shard_notes
 from siftune.datastore.side_car import fitting_side_car, is_sound, write_side_car
-from siftune.datastore.store import Datastore
+from siftune.datastore.store import Datastore, store_digest
 from siftune.records.errors import SiftuneError
 from siftune.records.example import Example
 from siftune.records.files import digest_of, read_sealed, sha256_of, write_sealed, write_text, written_whole
@@ -119,18 +118,14 @@ def target_features(target: Target, checkpoint: int) -> np.ndarray:
     return _numbers(target, features_file(target, checkpoint))
 
 
-def missing_influence(target: Target, checkpoint: int, store: Datastore) -> bool:
-    """Is some of a checkpoint's influence on a target still to be made?"""
-    return any(influence_missing(target, checkpoint, store))
-
-
-def influence_missing(target: Target, checkpoint: int, store: Datastore) -> Iterator[Shard]:
+def missing_influence(target: Target, checkpoint: int, store: Datastore) -> list[Shard]:
     """Shards whose influence is still to be made, those of another target's rows or of an older store among them."""
     folder, made_of = target.path / "influence" / str(checkpoint), influence_notes(target, store)
-    for shard in store.plan.shards:
-        notes = shard_notes(folder, shard)
-        if notes is None or any(notes.get(key) != value for key, value in made_of.items()):
-            yield shard
+    return [
+        shard
+        for shard in store.plan.shards
+        if not made_of.items() <= (shard_notes(folder, shard) or {}).items()
+    ]
 
 
 def influence_notes(target: Target, store: Datastore) -> dict[str, str]:
@@ -182,14 +177,17 @@ def vectors_file(target: Target, method: str) -> Path:
     return target.path / "vectors" / f"{method}.safetensors"
 
 
-def has_numbers(target: Target, file: Path, store: Datastore) -> bool:
-    """Are a target's features or vectors there, and made with what the store that is there now was made with?"""
-    notes = fitting_side_car(file, target.digest)
-    return notes is not None and notes.get("store") == store.digest
+def has_numbers(target: Target, file: Path, store: Path) -> bool:
+    """Are a target's features or vectors there, and made with what the store at `store` is made with?"""
+    made_with, notes = store_digest(store), fitting_side_car(file, target.digest)
+    return made_with is not None and notes is not None and notes.get("store") == made_with
 
 
 def write_target_vectors(target: Target, method: str, vectors_V_H: np.ndarray, made_with: str) -> None:
-    """Keep the vectors of a target's rows, `made_with` the digest of the store that they are compared with. A row without one is an error: a handful of rows must all count."""
+    """Keep the vectors of a target's rows. A row without one is an error: a handful of rows must all count.
+
+    made_with: as `write_numbers` has it
+    """
     for v in np.flatnonzero(~np.isfinite(vectors_V_H).all(axis=1)).tolist():
         raise SiftuneError(
             f"row {v + 1} of the target {target.name!r} has no finite vector for {method}",

@@ -155,6 +155,12 @@ def _default_prompt(path: Path) -> str:
 
 
 def _load(folder: Path, device: torch.device) -> PreTrainedModel:
+    if not any(folder.glob("*.safetensors")):
+        raise SiftuneError(
+            "holds no weights as safetensors, and others are not opened",
+            where=str(folder),
+            todo="Save the encoder again with save_pretrained",
+        )
     try:
         with quiet_transformers():
             check_size(AutoConfig.from_pretrained(str(folder), trust_remote_code=False), folder)

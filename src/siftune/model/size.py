@@ -14,13 +14,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from siftune.records.errors import SiftuneError
 from siftune.records.files import check_regular
 
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-)
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 def check_size(config: PreTrainedConfig, folder: Path) -> None:

@@ -87,7 +87,7 @@ def settings_of(session: Session, name: str) -> dict[str, Any]:
         "pool_rows": pool.plan.n_rows,
         "pool": digest_of([shard.digest for shard in pool.plan.shards])[:32],
         "checkpoints": [[s.checkpoint, s.weight] for s in stores_of(session)] if method in GRADED else [],
-        "vectors": digest_of(vector_store(session).manifest)[:32] if method in VECTORED else None,
+        "vectors": vector_store(session).digest if method in VECTORED else None,
         "family": recipe.family if ltd else None,
         "clusters": recipe.clusters if ltd else None,
         "templates": recipe.templates if ltd else None,

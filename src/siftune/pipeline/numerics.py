@@ -151,7 +151,6 @@ def _measured(recipe: Recipe, decided: Recipe, encoder: ChatEncoder) -> Numerics
     rows = sample_rows(recipe.pool, encoder, n_rows=N_ROWS, longest=longest)
     with _adapted(decided, "fp32", "eager") as model:
         truth_V_D, _ = _alone(_extractor(model, decided), rows)
-    model = None
     findings: list[Finding] = []
     left_out: dict[str, str] = {}
     for dtype in _dtypes(recipe, decided):

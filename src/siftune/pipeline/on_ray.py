@@ -162,9 +162,8 @@ class _Actors:
                 else:
                     ray.kill(actor)
                     self._replace(actor, error, store)
-            except (
-                RayError
-            ) as died:  # of the actor or its machine, or killed by Ray for the memory that it took
+            # The actor's end or its machine's, or Ray killed it for the memory that it took
+            except RayError as died:
                 error = f"the actor that made it died ({str(died).splitlines()[0]})"
                 self._replace(actor, error, store)
             else:

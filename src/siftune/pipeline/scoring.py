@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from siftune.datastore.index import read_index, usable_rows
 from siftune.datastore.store import Datastore, checkpoint_weight
-from siftune.datastore.targets import Target, influence_missing, kept_rows
+from siftune.datastore.targets import Target, kept_rows, missing_influence
 from siftune.methods.blend import blended_influence
 from siftune.methods.bm25 import bm25_influence
 from siftune.methods.length import length_scores
@@ -99,7 +99,7 @@ def _influence(session: Session, target: Target) -> np.ndarray:
     if recipe.method in GRADED:
         stores = stores_of(session)
         for number, _, store in stores:
-            if missing := list(influence_missing(target, number, store)):
+            if missing := missing_influence(target, number, store):
                 raise _unmade(
                     session,
                     f"the influence on the target {target.name!r} lacks {len(missing)} shards at checkpoint {number}, {missing[0].name} among them",

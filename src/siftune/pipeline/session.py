@@ -115,13 +115,12 @@ class Session:
 
     def has_vectors(self, targets: list[str]) -> bool:
         """Are the vectors of the pool and of these targets all made?"""
-        if not (self.vectors_path() / "manifest.json").exists():
-            return False
-        store = Datastore(self.vectors_path(), self.pool.plan)
-        files = {name: vectors_file(self.target(name), self.vectors_name()) for name in targets}
-        return not store.missing() and all(
-            has_numbers(self.target(name), files[name], store) for name in files
-        )
+        path, found = self.vectors_path(), [self.target(name) for name in targets]
+        of_targets = [
+            has_numbers(target, vectors_file(target, self.vectors_name()), path) for target in found
+        ]
+        begun = (path / "manifest.json").exists()
+        return begun and all(of_targets) and not Datastore(path, self.pool.plan).missing()
 
     def target(self, name: str) -> Target:
         return Target.open(self.path / "targets" / check_name(name, "target"))

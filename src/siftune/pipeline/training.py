@@ -72,7 +72,7 @@ def make_features(session: Session, targets: Mapping[str, tuple[Target, TokenRow
     for checkpoint in checkpoints:
         number, path = checkpoint.number, session.store_path(checkpoint.number)
         rows = sum(len(shard) for shard in pool.plan.shards if shard_notes(path, shard) is None)
-        new = [t for t in targets.values() if not _has_features(session, t[0], number)]
+        new = [t for t in targets.values() if not has_numbers(t[0], features_file(t[0], number), path)]
         if not rows and not new:
             continue
         with (
@@ -95,11 +95,6 @@ def make_features(session: Session, targets: Mapping[str, tuple[Target, TokenRow
     session.update_index()
     if lost := before - len(session.scorable()):
         session.reporter.warn(f"{lost} rows have no usable gradient; see {session.path / 'quarantine.jsonl'}")
-
-
-def _has_features(session: Session, target: Target, checkpoint: int) -> bool:
-    begun = (session.store_path(checkpoint) / "manifest.json").exists()
-    return begun and has_numbers(target, features_file(target, checkpoint), session.store(checkpoint))
 
 
 def make_pool_features(

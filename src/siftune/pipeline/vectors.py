@@ -38,12 +38,7 @@ def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows
     """
     name, path, pool = session.vectors_name(), session.vectors_path(), session.pool
     rows = sum(len(shard) for shard in pool.plan.shards if shard_notes(path, shard) is None)
-    begun = (path / "manifest.json").exists()
-    new = [
-        item
-        for item in targets.values()
-        if not (begun and has_numbers(item[0], vectors_file(item[0], name), Datastore(path, pool.plan)))
-    ]
+    new = [item for item in targets.values() if not has_numbers(item[0], vectors_file(item[0], name), path)]
     if not rows and not new and session.encoder_folder() is None:
         return
     with session.log.stage(f"vectors {name}") as details, _way(session) as (embed, of_target, cut):
@@ -52,8 +47,9 @@ def make_vectors(session: Session, targets: Mapping[str, tuple[Target, TokenRows
             with session.reporter.bar(vectors_title(name), pool.plan.n_rows, "rows", done) as advance:
                 told = crew.watching(advance, rows)
                 build_vectors(path, pool, embed, told, session.reporter.note, on_failure(session))
+        made_with = Datastore(path, pool.plan).digest
         for target, tokens in new:
-            write_target_vectors(target, name, of_target(target, tokens), Datastore(path, pool.plan).digest)
+            write_target_vectors(target, name, of_target(target, tokens), made_with)
         if cut():
             session.reporter.warn(
                 f"{cut():,} texts were longer than the encoder reads; only their beginnings count"

@@ -151,9 +151,6 @@ def _is_of(selection: Selection, keep: str | None, arm: str, recipe: Mapping[str
     said = {
         name.strip().replace("-", "_"): value for name, _, value in (part.partition("=") for part in parts)
     }
-    looked_at = {name for name in _LOOKED_AT if settings[name] is not None}
-    asked = {name: recipe[name] for name in looked_at} | dict.fromkeys(_LIMITS) | said
-    chosen = {name: settings[name] for name in {*looked_at, *_LIMITS, *said}}
-    return {name: str(value).lower() for name, value in asked.items()} == {
-        name: str(value).lower() for name, value in chosen.items()
-    }
+    of_recipe = {name: recipe[name] for name in _LOOKED_AT if settings[name] is not None}
+    asked = of_recipe | dict.fromkeys(_LIMITS) | said
+    return all(str(value).lower() == str(settings.get(name)).lower() for name, value in asked.items())
