@@ -53,7 +53,8 @@ def features(
     extractor: FeatureExtractor, ids_B_T: np.ndarray, trained_B_T: np.ndarray, kinds: list[str]
 ) -> dict[str, FeatureBatch]:
     """What `FeatureExtractor` gives, for every direction, from one backward pass."""
-    sums = {kind: _BatchSums(len(ids_B_T), extractor, kind) for kind in kinds}  # pyright: ignore[reportArgumentType]
+    lift_B = torch.ones(len(ids_B_T))
+    sums = {kind: _BatchSums(lift_B, extractor, kind) for kind in kinds}  # pyright: ignore[reportArgumentType]
 
     def take(name: str, gradient_B_O_I: torch.Tensor) -> None:
         for batch in sums.values():

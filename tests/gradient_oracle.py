@@ -64,9 +64,9 @@ def projected(kind: str, parts: dict[str, torch.Tensor], n_features: int, seed: 
     for name, part in parts.items():
         values = part.numpy()
         if kind == "sketch":
-            bucket, sign = sketch_draw(seed, name, len(values), n_features)
-            for b, s, x in zip(bucket, sign, values, strict=True):
-                out[b] += float(s) * x
+            start, sign = sketch_draw(seed, name, len(values), n_features)
+            for i, x in enumerate(values):
+                out[(start[i // n_features] + i) % n_features] += float(sign[i]) * x
         else:
             for i, x in enumerate(values):
                 out += (

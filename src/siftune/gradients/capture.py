@@ -72,8 +72,8 @@ class _PerExampleLora(torch.autograd.Function):
         delta_M_O = grad_M_O.to(term.a_R_I.dtype)
         u_M_R = delta_M_O @ term.b_O_R
         term.sink(f"{term.name}.lora_A.weight", _by_example(u_M_R, x_M_I.to(u_M_R.dtype), term.shape_B_T))
-        grad_B_O_R = _by_example(delta_M_O, low_M_R, term.shape_B_T)
-        term.sink(f"{term.name}.lora_B.weight", grad_B_O_R.mul_(term.scaling))
+        scaled_M_R = low_M_R * term.scaling
+        term.sink(f"{term.name}.lora_B.weight", _by_example(delta_M_O, scaled_M_R, term.shape_B_T))
         return grad_M_O, (u_M_R @ term.a_R_I).to(x_M_I.dtype) if ctx.needs_input_grad[1] else None, None, None
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from siftune.gradients.capture import captured, layers_checkpointed, lora_layers
 from siftune.gradients.directions import AdamState, direction
@@ -96,8 +97,8 @@ class _BatchSums:
         self.lift_B, self.lifted = lift_B, bool((lift_B != 1).any())
         self.kind: Direction = kind
         self.projected_B_D = torch.zeros(n_rows, extractor.projector.n_features, device=device)
-        self.grad_square_B = torch.zeros(n_rows, device=device, dtype=torch.float64)
-        self.direction_square_B = torch.zeros(n_rows, device=device, dtype=torch.float64)
+        self.grad_norm_K_B = torch.zeros(len(extractor.shapes), n_rows, device=device)
+        self.direction_norm_K_B = torch.zeros_like(self.grad_norm_K_B)
         self.taken: set[str] = set()
 
     @torch.no_grad()
@@ -108,18 +109,19 @@ class _BatchSums:
                 where="lora_targets",
                 todo="Choose modules that belong to one layer only: shared layers are not supported",
             )
+        k = len(self.taken)
         self.taken.add(name)
-        gradient_B_P = gradient_B_O_I.flatten(1).float()
-        if self.lifted:
-            gradient_B_P = gradient_B_P / self.lift_B[:, None]
+        gradient_B_P = gradient_B_O_I.flatten(1)
         rows_at_once = max(1, PART_NUMBERS // gradient_B_P.shape[1])
-        for rows in torch.arange(self.n_rows).split(rows_at_once):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            g_B_P = gradient_B_P[part]
+        for first in range(0, self.n_rows, rows_at_once):
+            part = slice(first, first + rows_at_once)
+            g_B_P = gradient_B_P[part].float()
+            if self.lifted:
+                g_B_P = g_B_P / self.lift_B[part, None]
             d_B_P = direction(self.kind, name, g_B_P, self.extractor.state)
-            square_B = _squares(g_B_P)
-            self.grad_square_B[part] += square_B
-            self.direction_square_B[part] += square_B if d_B_P is g_B_P else _squares(d_B_P)
+            self.grad_norm_K_B[k, part] = vector_norm(g_B_P, dim=1)
+            if self.kind != "sgd":
+                self.direction_norm_K_B[k, part] = vector_norm(d_B_P, dim=1)
             self.extractor.projector.add(name, d_B_P, self.projected_B_D[part])
 
     def take_unused(self) -> list[str]:
@@ -132,16 +134,18 @@ class _BatchSums:
 
     def result(self, loss_B: Tensor) -> FeatureBatch:
         projection_norm_B = self.projected_B_D.norm(dim=1)
-        squares_B = self.grad_square_B + self.direction_square_B
-        sound_B = torch.isfinite(loss_B) & torch.isfinite(projection_norm_B) & torch.isfinite(squares_B)
+        grad_norm_B = _together(self.grad_norm_K_B)
+        direction_norm_B = grad_norm_B if self.kind == "sgd" else _together(self.direction_norm_K_B)
+        sound_B = torch.isfinite(loss_B) & torch.isfinite(projection_norm_B)
+        sound_B &= torch.isfinite(grad_norm_B) & torch.isfinite(direction_norm_B)
         sound_B &= projection_norm_B > 0
         features_B_D = self.projected_B_D / projection_norm_B[:, None]
         features_B_D[~sound_B] = torch.nan
         return FeatureBatch(
             features_B_D.cpu().numpy(),
             loss_B.float().cpu().numpy(),
-            self.grad_square_B.sqrt().float().cpu().numpy(),
-            self.direction_square_B.sqrt().float().cpu().numpy(),
+            grad_norm_B.float().cpu().numpy(),
+            direction_norm_B.float().cpu().numpy(),
             projection_norm_B.cpu().numpy(),
         )
 
@@ -157,5 +161,6 @@ def _lift(model: PeftModel, trained_B_T: Tensor) -> Tensor:
     return n_trained_B * FP16_SCALE if half else torch.ones_like(n_trained_B)
 
 
-def _squares(matrix_B_P: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(matrix_B_P, dim=1).double().square()
+def _together(norm_K_B: Tensor) -> Tensor:
+    """Norms [B] (fp64) of vectors of which the norms of K parts are given."""
+    return vector_norm(norm_K_B.double(), dim=0)
