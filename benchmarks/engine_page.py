@@ -36,6 +36,8 @@ def write_page(result: Path) -> Path:
     parts.insert(3, f"![CPU seconds a row by arm](results/{plot.name})\n")
     if failed := [arm for arm in found["arms"] if "error" in arm]:
         parts.append(_failures(failed))
+    if idle := [arm["name"] for arm in found["arms"] if not arm["rounds"] and "error" not in arm]:
+        parts.append(f"Not measured in this run: {', '.join(idle)}.\n")
     page.write_text("\n".join(parts), encoding="utf-8")
     return page
 

@@ -90,12 +90,13 @@ def test_the_page_is_made_from_the_result_alone(tmp_path: Path) -> None:
         "tokens": {"least": 1, "median": 2, "most": 3},
         "trained_share": 0.1,
     }
-    made = summary(ours_and("peer"), [], rounds)
+    made = summary([*ours_and("peer"), Arm("another", "what", "x.py")], [], {**rounds, "another": {}})
     values = {**head, "machine": {"cpu": "x"}, "examples": examples, **made}
     result.write_text(json.dumps(values), encoding="utf-8")
     page = write_page(result).read_text(encoding="utf-8")
     assert "| ours | what | fp32 | 4 |" in page
     assert "| peer | exit 1 |" in page
+    assert "Not measured in this run: another.\n" in page
     assert result.with_suffix(".svg").read_text(encoding="utf-8").startswith("<svg")
 
 
