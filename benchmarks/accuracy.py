@@ -9,7 +9,6 @@ with SmolLM2-135M. Stops and goes on at any moment: parts are kept in WORK.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from accuracy_exact import Rows, gradients, projected
+from accuracy_exact import Rows, asked, gradients, projected
 from accuracy_measures import (
     BYTES,
     RULES,
@@ -51,11 +50,7 @@ SUBSETS = ((1,), (4,), (1, 2), (2, 4), (1, 2, 3, 4))
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("run", type=Path)
-    arguments.add_argument("work", type=Path)
-    arguments.add_argument("--pool-rows", type=int, default=160)
-    arguments.add_argument("--target-rows", type=int, default=4, help="of each target")
+    arguments = asked(__doc__, pool_rows=160)
     arguments.add_argument("--tiny-rows", type=int, default=64)
     given = arguments.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ projections are of the very same gradients.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,18 +121,33 @@ def projected(
 ) -> tuple[np.ndarray, float]:
     """Features [N, D] of exact gradients, unit length, and CPU seconds a row; kept in `file` (.npy)."""
     if not file.with_suffix(".json").exists():
-        projector = make_projector(kind, sizes, n_features, seed)
-        into_N_D = torch.zeros(len(exact_N_P), n_features)
-        if kind == "sketch":  # draws its map once, the dense one again for every batch
-            _project(projector, exact_N_P[:1], sizes, torch.zeros(1, n_features))
-        began = time.process_time()
-        _project(projector, exact_N_P, sizes, into_N_D)
-        seconds = (time.process_time() - began) / len(exact_N_P)
+        features_N_D, seconds = timed(make_projector(kind, sizes, n_features, seed), exact_N_P, sizes)
         with written_whole(file) as aside, aside.open("wb") as out:
-            np.save(out, torch.nn.functional.normalize(into_N_D).numpy())
+            np.save(out, features_N_D)
         write_json(file.with_suffix(".json"), {"seconds": round(seconds, 6)})
         print(f"{kind} {n_features}, seed {seed}: {seconds:.4f} s a row", flush=True)
     return np.load(file), read_json(file.with_suffix(".json"))["seconds"]
+
+
+def timed(projector: Projector, exact_N_P: np.ndarray, sizes: dict[str, int]) -> tuple[np.ndarray, float]:
+    """Features [N, D] of exact gradients, unit length, and CPU seconds a row."""
+    into_N_D = torch.zeros(len(exact_N_P), projector.n_features)
+    if projector.kind == "sketch":  # draws its map once, the dense one again for every batch
+        _project(projector, exact_N_P[:1], sizes, torch.zeros(1, projector.n_features))
+    began = time.process_time()
+    _project(projector, exact_N_P, sizes, into_N_D)
+    seconds = (time.process_time() - began) / len(exact_N_P)
+    return torch.nn.functional.normalize(into_N_D).numpy(), seconds
+
+
+def asked(description: str | None, pool_rows: int) -> argparse.ArgumentParser:
+    """What is asked of a benchmark on exact gradients: RUN, WORK, and how many rows."""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("run", type=Path)
+    arguments.add_argument("work", type=Path)
+    arguments.add_argument("--pool-rows", type=int, default=pool_rows)
+    arguments.add_argument("--target-rows", type=int, default=4, help="of each target")
+    return arguments
 
 
 def _project(projector: Projector, exact_N_P: np.ndarray, sizes: dict[str, int], into_N_D: Tensor) -> None:

@@ -8,11 +8,8 @@ product, as siftune did before it had windows. Exact gradients are kept in WORK.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import time
 import warnings
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -20,15 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from accuracy_exact import Rows, gradients
+from accuracy_exact import Rows, asked, gradients, timed
 from accuracy_measures import cosine_error
 from record import write_result
 from siftune.gradients.projection import Projector, make_projector
 
 NUMBERS = (1024, 2048, 4096, 8192)
 SEEDS = 5
-BATCH = 32
-"""Rows that are projected at a time, as in a batch of gradients."""
 
 
 class OneByOne(Projector):
@@ -60,28 +55,8 @@ class OneByOne(Projector):
             )
 
 
-def project(projector: Projector, exact_N_P: np.ndarray, sizes: dict[str, int]) -> tuple[np.ndarray, float]:
-    """Unit features [N, D], and CPU seconds a row once maps are drawn."""
-    into_N_D = torch.zeros(len(exact_N_P), projector.n_features)
-    seconds, begin = 0.0, 0
-    for name, size in sizes.items():
-        part_N_P = torch.from_numpy(np.ascontiguousarray(exact_N_P[:, begin : begin + size]))
-        projector.add(name, part_N_P[:1], torch.zeros(1, projector.n_features))
-        began = time.process_time()
-        for rows, into in zip(part_N_P.split(BATCH), into_N_D.split(BATCH), strict=True):
-            projector.add(name, rows, into)
-        seconds += time.process_time() - began
-        begin += size
-    return torch.nn.functional.normalize(into_N_D).numpy(), seconds / len(exact_N_P)
-
-
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("run", type=Path)
-    arguments.add_argument("work", type=Path)
-    arguments.add_argument("--pool-rows", type=int, default=96)
-    arguments.add_argument("--target-rows", type=int, default=4, help="of each target")
-    given = arguments.parse_args()
+    given = asked(__doc__, pool_rows=96).parse_args()
     rows = Rows(given.run, given.pool_rows, given.target_rows)
     exact_N_P, notes = gradients(rows, "bf16", 1, given.work)
     exact_N_N = exact_N_P @ exact_N_P.T
@@ -90,9 +65,11 @@ def main() -> None:
         for name in ("windows", "one by one"):
             errors, seconds = [], []
             for seed in range(SEEDS):
-                windows = make_projector("sketch", notes["sizes"], n, seed)
-                projector = windows if name == "windows" else OneByOne(n, seed)
-                features_N_D, a_row = project(projector, exact_N_P, notes["sizes"])
+                windows = name == "windows"
+                projector = (
+                    make_projector("sketch", notes["sizes"], n, seed) if windows else OneByOne(n, seed)
+                )
+                features_N_D, a_row = timed(projector, exact_N_P, notes["sizes"])
                 errors.append(round(cosine_error(features_N_D, exact_N_N), 5))
                 seconds.append(a_row)
             found.setdefault(str(n), {})[name] = {
