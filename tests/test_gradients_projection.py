@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from gradient_oracle import projected
+from siftune.datastore.manifest import claim
 from siftune.gradients.projection import make_projector, rademacher_draw, sketch_draw
+from siftune.records.errors import SiftuneError
 
 FIXED = ([840, 7940, 5762], [-1, -1, 1, -1, 1, 1])
 FIXED_DENSE = [[1, -1, 1, -1, -1, 1, 1, 1, -1, -1], [1, -1, -1, 1, -1, 1, -1, 1, -1, 1]]
@@ -99,6 +103,14 @@ def test_the_map_is_the_same_on_any_machine() -> None:
     start, sign = sketch_draw(0, "w", 20_000, 8192)
     assert (start.tolist(), sign[:6].tolist()) == FIXED
     assert rademacher_draw(0, "w", 5, 2, 10).astype(int).tolist() == FIXED_DENSE
+
+
+def test_a_store_of_the_former_map_is_refused(tmp_path: Path) -> None:
+    now = make_projector("sketch", {"w": 9}, 64, 0).describe()
+    former = {key: value for key, value in now.items() if key != "projection_map"}
+    claim(tmp_path / "manifest.json", former, "the datastore", {})
+    with pytest.raises(SiftuneError, match="projection_map none, can't go on with windows"):
+        claim(tmp_path / "manifest.json", now, "the datastore", {})
 
 
 def test_dense_signs_do_not_depend_on_chunks() -> None:

@@ -9,7 +9,7 @@ the order of parameters nor the batch matters.
              The buckets of D coordinates in a row, a window, follow one another from a random first one on:
              b(i) = (start[i div D] + i mod D) mod D. Signs are independent, so the estimate is unbiased, and coordinates of
              different windows meet with probability 1/D, of one window never: the error is at most that of buckets drawn one by
-             one. And a window is added as it lies in memory, nine times as fast as a sparse product (dev/LOG.md).
+             one. And a window is added as it lies in memory (benchmarks/projection.py).
 `rademacher` dense: feature = R direction / sqrt(D), R of ±1  (what LESS uses; the reference, slow)
 `none`       the direction itself, parameters one after the other
 
