@@ -1,8 +1,8 @@
-"""Memory that batches of unlike shapes leave behind: oneDNN keeps a compiled product for each shape, as many as it is allowed.
+"""Memory that batches of unlike shapes leave behind: oneDNN keeps a compiled product for each shape, torch a description, as many as they are allowed.
 
 python benchmarks/shapes.py
 
-Gradient batches of 26 shapes go through the demo's model, in a process of its own for each limit of oneDNN's cache: its own default
+Gradient batches of 26 shapes go through the demo's model, in a process of its own for each limit of both caches: their own default
 of 1,024 and smaller ones. All batches have about as many tokens, so that the passes themselves need the same memory each time.
 """
 
@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from siftune.model.memory import CACHES
+
 LENGTHS = tuple(range(14, 118, 4))
 BATCH_TOKENS, RANK, TRAINED = 128, 16, 8
 CAPACITIES = (1024, 64, 16)
-"""Products that oneDNN may keep: as it comes, as siftune sets it, fewer still."""
-LIMIT = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+"""Products that may be kept: as it comes, as siftune sets it, fewer still."""
 
 
 def main() -> None:
@@ -32,7 +33,8 @@ def main() -> None:
 
 def _alone(capacity: int) -> dict[str, Any]:
     """What a process of its own found under this limit."""
-    environment = {**os.environ, LIMIT: str(capacity), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    limits = dict.fromkeys(CACHES, str(capacity))
+    environment = {**os.environ, **limits, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, __file__, "--here"], env=environment, capture_output=True, text=True, check=True
     )

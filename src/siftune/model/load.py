@@ -6,7 +6,6 @@ missing from the files, an adapter folder in place of a model, an encoder-decode
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import warnings
@@ -20,13 +19,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
+from siftune.model.memory import bound_memory
 from siftune.model.size import check_size
 from siftune.records.errors import SiftuneError
 from siftune.records.files import check_regular
 
 Dtype = Literal["fp32", "bf16", "fp16"]
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's mallopt. What is larger than the second, 32 MiB at most, comes from the system and goes back to it."""
 TORCH_DTYPE: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -48,10 +46,7 @@ def load_model(
     """
     device = device or torch.device("cpu")
     if device.type == "cpu":
-        _keep_freed_memory()
-    # oneDNN, which multiplies matrices on CPUs, keeps a thousand compiled products, one for every shape that it met: hundreds
-    # of megabytes where batches are of many shapes. A batch needs some thirty, and needs them in every layer.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+        bound_memory()
     folder = _local_folder(model)
     if folder is not None:
         _check_folder(folder)
@@ -149,14 +144,6 @@ def _cpu_flags() -> set[str]:
         return set()
     lines = (line.partition(":")[2] for line in text.splitlines() if line.startswith("flags"))
     return set(next(lines, "").split())
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep freed memory, up to 2 GiB, for the next batch: pages that it gives back cost a fault each when they come again."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have no such thing
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_MMAP_THRESHOLD, 2**25)
 
 
 def _local_folder(model: str) -> Path | None:
