@@ -27,7 +27,7 @@ from siftune.datastore.plan import Shard
 from siftune.datastore.shards import shard_notes
 from siftune.datastore.targets import features_file, has_numbers, kept_rows, write_numbers
 from siftune.gradients.capture import captured
-from siftune.gradients.features import FeatureBatch, FeatureExtractor, _BatchSums
+from siftune.gradients.features import BatchSums, FeatureBatch, FeatureExtractor
 from siftune.gradients.loss import losses
 from siftune.model.checkpoint import list_checkpoints
 from siftune.pipeline.progress import Reporter
@@ -54,7 +54,7 @@ def features(
 ) -> dict[str, FeatureBatch]:
     """What `FeatureExtractor` gives, for every direction, from one backward pass."""
     lift_B = torch.ones(len(ids_B_T))
-    sums = {kind: _BatchSums(lift_B, extractor, kind) for kind in kinds}  # pyright: ignore[reportArgumentType]
+    sums = {kind: BatchSums(lift_B, extractor, kind) for kind in kinds}  # pyright: ignore[reportArgumentType]
 
     def take(name: str, gradient_B_O_I: torch.Tensor) -> None:
         for batch in sums.values():

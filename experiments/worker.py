@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python experiments/worker.py RUN QUEUE
 
 A line of QUEUE is `ARM SEED ROWS PART:TASK,…`: what the arm is called; the seed; its rows, which are a file with a selection's rows or with rows of any kind, a
-method as `compare --methods` takes it (for the first task), `full` or `untrained`; the parts of tests (beside RUN, parts.py) to measure. A line that a process took is
+method as `compare --methods` takes it (for the first task), `full` (in as many steps), `full-epochs` (gone through as often) or `untrained`; the parts of tests (beside RUN, parts.py) to measure. A line that a process took is
 marked in QUEUE.claims.
 Layers are compiled, three rows go through at once and attention is eager: the same sums in another order.
 """
@@ -69,13 +69,14 @@ class Worker:
         """What a line asks to train, under the name that `compare` gives it."""
         if rows == "untrained":
             return self.prover.trained([], None, {"arm": rows, "keep": None, "seed": 0, "rows": 0})
-        if rows == "full":
+        if rows in ("full", "full-epochs"):
             tokens, keep = self.prover.full_pool(), None
         elif Path(rows).is_file():
             tokens, keep = self.tokens_of(Path(rows)), "5%"
         else:
             tokens, keep = self.prover.tokens(chosen_rows(self.session, rows, "5%", target, seed)), "5%"
-        how = Training.of(self.recipe, n_rows=ROWS, batch=default_batch(ROWS), seed=seed)
+        n_rows = len(tokens) if rows == "full-epochs" else ROWS
+        how = Training.of(self.recipe, n_rows=n_rows, batch=default_batch(ROWS), seed=seed)
         return self.prover.trained(tokens, how, {"arm": arm, "keep": keep, "seed": seed, "rows": len(tokens)})
 
     def tokens_of(self, file: Path) -> list[Row]:

@@ -20,6 +20,7 @@ def main(data: Path, work: Path, seeds: str) -> None:
     """All stages; each looks first for what is there."""
     script("parts.py", str(data), str(work / "parts"))
     runs = with_directions(warmed_up(data, work), [1, 2, 3, 4], ["sgd", "adam"])
+    script("kept.py", "restore", str(runs["sgd"]), "final", "headline")
     for task in TASKS:  # the paper's choice: direction adam, rule top
         siftune("select", str(runs["adam"]), "--target", task, "--rule", "top", "--name", f"{task}-paper")
         paper = runs["adam"] / "selections" / f"{task}-paper" / "selected.jsonl"
@@ -27,6 +28,7 @@ def main(data: Path, work: Path, seeds: str) -> None:
             "compare", str(runs["sgd"]), *test_files(work, "final", (task,)), "--methods", METHODS, "--also", f"less-paper={paper}",
             "--keep", "5%", "--seeds", seeds, *PROOF,
         )  # fmt: skip
+    script("kept.py", "keep", str(runs["sgd"]), "final", "headline")
     keep_results(runs["sgd"], HERE / "headline" / "results")
 
 

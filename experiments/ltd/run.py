@@ -82,6 +82,7 @@ def main(data: Path, work: Path, encoder: str, seeds: str, tasks: tuple[str, ...
         "run", "--out", str(run), "--model", str(demo_model()), "--pool", write(work / "ltd" / "pool.jsonl", pool), *targets, "--method", "ltd", "--encoder", encoder, "--keep", "100",
         "--threads", "1", "--batch-tokens", "512",
     )  # fmt: skip
+    script("kept.py", "restore", str(run), "final", "ltd")
     for task in tasks:
         family = f"dataset={task}"
         siftune("select", str(run), "--target", task, "--method", "ltd", "--family", family, "--keep", "100", "--name", f"{task}-family")  # fmt: skip
@@ -92,6 +93,7 @@ def main(data: Path, work: Path, encoder: str, seeds: str, tasks: tuple[str, ...
             "compare", str(run), *test_files(work, "final", (task,)), "--methods", f"ltd:family={family},ltd,random", *also, "--keep", "100",
             "--seeds", seeds, *PROOF,
         )  # fmt: skip
+    script("kept.py", "keep", str(run), "final", "ltd")
     keep_results(run, HERE / "ltd" / "results", tasks)
 
 

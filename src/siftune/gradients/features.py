@@ -76,7 +76,7 @@ class FeatureExtractor:
         ids = torch.from_numpy(ids_B_T).to(self.device, torch.long)
         trained = torch.from_numpy(trained_B_T).to(self.device)
         lift_B = _lift(self.model, trained)
-        batch = _BatchSums(lift_B, self, kind)
+        batch = BatchSums(lift_B, self, kind)
         with (
             captured(self.model, (ids.shape[0], ids.shape[1]), batch.take),
             layers_checkpointed(self.model, self.gradient_checkpointing),
@@ -88,8 +88,11 @@ class FeatureExtractor:
         return batch.result(loss_B.detach())
 
 
-class _BatchSums:
-    """Adds up one backward pass: projections and squared norms over parameters."""
+class BatchSums:
+    """Adds up one backward pass in one direction: `take` is a Sink for `captured`, `result` what the batch gave.
+
+    lift_B: what each row's loss was multiplied by for the backward pass
+    """
 
     def __init__(self, lift_B: Tensor, extractor: FeatureExtractor, kind: Direction):
         device, n_rows = extractor.device, len(lift_B)
