@@ -1,6 +1,8 @@
 """Every cell that a work folder holds, by part of the tests, as results/PART.json: what was trained, mean measures.
 
-python experiments/cells.py WORK
+    python experiments/cells.py WORK
+
+A cell of an earlier work folder stays in the file, with the date and commit under which it was written.
 """
 
 from __future__ import annotations
@@ -55,6 +57,18 @@ def table(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return result
 
 
+def with_earlier(tests: dict[str, dict[str, Any]], file: Path) -> dict[str, dict[str, Any]]:
+    """The tables with the cells that only an earlier file has."""
+    earlier = json.loads(file.read_text(encoding="utf-8"))
+    for task, arms in earlier["tests"].items():
+        for arm, seeds in arms.items():
+            mine = tests.setdefault(task, {}).setdefault(arm, {})
+            for seed, means in seeds.items():
+                mine.setdefault(seed, {"written": f"{earlier['date'][:10]} {earlier['commit']}", **means})
+            tests[task][arm] = dict(sorted(mine.items()))
+    return {task: dict(sorted(arms.items())) for task, arms in tests.items()}
+
+
 def main(work: Path) -> None:
     """Write all tables."""
     for part, run, folder in PLACES:
@@ -63,6 +77,8 @@ def main(work: Path) -> None:
             continue
         file = HERE / folder / "results" / f"{part}.json"
         file.parent.mkdir(exist_ok=True)
+        if file.exists():
+            tests = with_earlier(tests, file)
         file.write_text(
             json.dumps({**stamp(), "keep": "5%", "part": part, "tests": tests}, indent=1) + "\n",
             encoding="utf-8",

@@ -1,6 +1,9 @@
-"""The headline as Markdown, from results/TASK.json: arms down, tests across, the mark against random behind each figure.
+"""The headline as Markdown, from results/final.json: arms down, tests across; means over training seeds, and a mark against random rows.
 
-python experiments/headline/table.py [MEASURE …]        loss, choice_loss, accuracy; default all
+    python experiments/headline/table.py
+
+A mark is of the mean distance d to random rows with the same seed on the same test rows: better ✓ or worse ✗ where |d| > 1.96 √(e² + s²/n), e the root
+mean square of the n seeds' standard errors over test rows, s the standard deviation of d between seeds. An arm of one seed knows nothing of s: marked in brackets.
 """
 
 from __future__ import annotations
@@ -8,40 +11,49 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import HERE, TASKS
-from siftune.proof.measures import MEASURES
-from siftune.proof.show import against_short
 
-ORDER = ("untrained", "random", "full pool", "blend", "less", "rds+", "less-paper", "bm25", "embed", "length")
+ORDER = (
+    "untrained", "random", "full", "full-epochs", "blend", "less", "rds+", "less-paper", "bm25", "embed", "length",
+)  # fmt: skip
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """Print a table a measure."""
-    found = {
-        task: json.loads((HERE / "headline" / "results" / f"{task}.json").read_text(encoding="utf-8"))
-        for task in TASKS
-    }
-    for measure in MEASURES:
-        if names and measure.name not in names:
-            continue
-        arms = {task: {arm["name"]: arm for arm in found[task]["tables"][0]["arms"]} for task in TASKS}
-        tasks = [task for task in TASKS if measure.name in arms[task]["random"]["measures"]]
-        if not tasks:
-            continue
-        print(f"\n{measure.words}, {'more' if measure.more_is_better else 'less'} is better\n")
-        print("| trained on | " + " | ".join(tasks) + " |\n|---|" + "---:|" * len(tasks))
-        for name in ORDER:
-            if name in arms[tasks[0]]:
-                print(f"| {name} | " + " | ".join(_cell(arms[task][name], measure) for task in tasks) + " |")
+    file = HERE / "headline" / "results" / "final.json"
+    tests = json.loads(file.read_text(encoding="utf-8"))["tests"]
+    for measure, digits in (("loss", 3), ("choice_loss", 3), ("correct", 3)):
+        tasks = [task for task in TASKS if measure in tests[task]["random"]["0"]]
+        print(f"\n{measure}\n\n| 100 rows by | {' | '.join(tasks)} |\n|---|{'---:|' * len(tasks)}")
+        for arm in ORDER:
+            if all(arm in tests[task] for task in tasks):
+                found = [tests[task][arm] for task in tasks]
+                n = "/".join(sorted({str(len(seeds)) for seeds in found}))
+                cells = [mean_and_mark(seeds, measure, digits) for seeds in found]
+                print(f"| {arm}, {n} | {' | '.join(cells)} |")
 
 
-def _cell(arm: dict, measure) -> str:
-    entry = arm["measures"][measure.name]
-    mark = against_short(entry.get("against_random"), measure)[-1:]
-    return f"{measure.show(entry['mean'])} {mark}".rstrip()
+def mean_and_mark(seeds: dict[str, Any], measure: str, digits: int) -> str:
+    """The mean over seeds; losses with their mark."""
+    mean = f"{fmean(seed[measure] for seed in seeds.values()):.{digits}f}"
+    apart = [seed["to random"] for seed in seeds.values() if "to random" in seed]
+    if measure != "loss" or not apart:
+        return mean
+    d, half = distance(apart)
+    mark = "≈" if abs(d) <= half else "✓" if d < 0 else "✗"
+    return f"{mean} {mark}" if len(apart) > 1 else f"{mean} ({mark})"
+
+
+def distance(apart: list[list[float]]) -> tuple[float, float]:
+    """Mean distance and half-width from each seed's distance and half-width over test rows."""
+    distances, halves = zip(*apart, strict=True)
+    between = 1.96**2 * stdev(distances) ** 2 / len(distances) if len(distances) > 1 else 0.0
+    return fmean(distances), (fmean(half**2 for half in halves) + between) ** 0.5
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
