@@ -121,6 +121,21 @@ def test_batch_mates_order_and_padding_change_a_feature_by_rounding_only(arch: s
             assert relative_error(batch.features_B_D[b], alone[i]) < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_a_gradient_taken_in_parts_is_the_same_to_the_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained_lora("llama")
+    whole = extractor(model, "sketch", 128)(*padded(rows()), kind)
+    for numbers in (
+        1,
+        3 * max(p.numel() for p in lora_parameters(model).values()),
+    ):  # one row at a time; three
+        monkeypatch.setattr(features, "PART_NUMBERS_CPU", numbers)
+        for of_whole, of_parts in zip(
+            whole, extractor(model, "sketch", 128)(*padded(rows()), kind), strict=True
+        ):
+            np.testing.assert_array_equal(of_parts, of_whole)
+
+
 def test_a_broken_row_has_no_feature_and_leaves_its_batch_mates_alone() -> None:
     model = trained_lora("llama")
     extract = extractor(model, "sketch", 64)

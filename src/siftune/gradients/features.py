@@ -21,8 +21,9 @@ from siftune.records.recipe import Direction
 
 FP16_SCALE = 16.0
 """What a token's loss is multiplied by in the backward pass of a model in fp16, see `_lift`."""
-PART_NUMBERS = 2**24
-"""Numbers of one parameter's gradients that are turned into directions at a time: 64 MiB a temporary."""
+PART_NUMBERS_CPU, PART_NUMBERS = 2**20, 2**24
+"""Numbers of one parameter's gradients that are turned into directions at a time: 4 MiB a temporary stays in a CPU's cache from the
+norm to the sketch; 64 MiB keeps a GPU busy."""
 
 
 class FeatureBatch(NamedTuple):
@@ -115,7 +116,8 @@ class BatchSums:
         k = len(self.taken)
         self.taken.add(name)
         gradient_B_P = gradient_B_O_I.flatten(1)
-        rows_at_once = max(1, PART_NUMBERS // gradient_B_P.shape[1])
+        on_cpu = self.extractor.device.type == "cpu"
+        rows_at_once = max(1, (PART_NUMBERS_CPU if on_cpu else PART_NUMBERS) // gradient_B_P.shape[1])
         for first in range(0, self.n_rows, rows_at_once):
             part = slice(first, first + rows_at_once)
             g_B_P = gradient_B_P[part].float()
