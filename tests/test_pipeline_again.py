@@ -28,6 +28,7 @@ from siftune.model.checkpoint import list_checkpoints
 from siftune.model.load import load_model
 from siftune.model.lora import add_lora
 from siftune.pipeline.run import append, run, score, select
+from siftune.records.errors import SiftuneError
 from siftune.records.log import read_events
 from siftune.records.recipe import make_recipe
 
@@ -162,3 +163,33 @@ def test_a_real_run_is_sound_and_a_flipped_byte_is_named(copy: Path) -> None:
     file.write_bytes(content)
     (fault,) = verify(copy).faults
     assert (fault.file, fault.start, fault.stop) == (file, 150, 200)
+
+
+def test_appended_rows_get_the_vectors_that_old_rows_have(copy: Path, tmp_path: Path) -> None:
+    for method in ("rds+", "embed"):
+        select(copy, {"method": method, "name": method})
+    before = stamps(copy, "datastore", "checkpoints")
+    append(copy, [str(write_rows(tmp_path / "more.jsonl", pool_rows(70, 10, seed=5)))])
+    assert (verify(copy).faults, verify(copy).not_made) == ([], [])
+    assert before.items() <= stamps(copy, "datastore", "checkpoints").items()
+    for name in ("rds+", "embed"):
+        assert not Datastore(copy / "datastore" / name / "0", Pool(copy / "pool").plan).missing()
+
+
+def test_vectors_that_wait_for_a_choice_are_no_damage_but_holes_are(copy: Path) -> None:
+    select(copy, {"method": "rds+", "name": "rds"})
+    store = copy / "datastore" / "rds+" / "0"
+    for ending in ("json", "safetensors"):  # as a store lies after an append that did not make them
+        (store / f"shard-00004.{ending}").unlink()
+    found = verify(copy)
+    assert not found.faults
+    assert [(of.file, of.start, of.stop) for of in found.not_made] == [(store, 200, 240)]
+    (store / "shard-00001.safetensors").unlink()
+    assert [of.file.name for of in verify(copy).faults] == ["shard-00001.safetensors"]
+
+
+def test_a_budget_above_the_pool_is_refused_before_the_warm_up(given: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(SiftuneError, match="more than the 240 rows"):
+        run(recipe(given, keep="241"), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    run(recipe(given, keep="240"), tmp_path / "run", until="pool")  # put right, it goes on

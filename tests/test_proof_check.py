@@ -309,7 +309,7 @@ def test_what_cannot_be_checked_is_refused(copy: Path, tmp_path: Path) -> None:
     assert not (copy / "proof" / "check.json").exists()
 
 
-def told(*agreements: tuple[float, float, float] | None) -> str:
+def told(*agreements: tuple[float, float | None, float | None] | None) -> str:
     """The sentence for agreements at checkpoints 1, 2, … and, last, over all."""
     parts = [
         Points(k, 1e-4, [0.0] * 9, [0.0] * 9, [0.0] * 9, a, a, 0.0, 0.0)
@@ -330,6 +330,11 @@ def test_the_sentence_says_what_the_interval_allows() -> None:
     assert told(yes, yes) == f"{agree} at checkpoint 1"
     assert told(no, no).startswith(
         "sums: no significant agreement of predicted and measured drops, Spearman 0.10"
+    )
+    perfect = told((1.0, None, None), (1.0, None, None))
+    assert (
+        perfect
+        == "sums: predicted and measured drops agree, Spearman 1.00 (no interval) over 9 batches at checkpoint 1"
     )
     assert told(against, against).startswith("sums: predicted and measured drops go against each other")
     assert (

@@ -36,12 +36,20 @@ def verify_command(run_dir: RunDir, as_json: AsJson = False, debug: Debug = Fals
             "bytes": found.n_bytes,
             "faults": faults,
             "without_sum": without_sum,
+            "not_made": [
+                {"folder": str(of.file.relative_to(run_dir)), "rows": [of.start, of.stop]}
+                for of in found.not_made
+            ],
         }
         typer.echo(json.dumps(values, indent=2))
     else:
         for fault in found.faults:
             rows = f"rows {fault.start} to {fault.stop - 1}" if fault.stop else "all rows"
             say(f"{fault.file} {fault.what} ({rows})")
+        for of in found.not_made:
+            say(
+                f"{of.file} has no vectors of rows {of.start} to {of.stop - 1} yet: the next choice by its method makes them"
+            )
         if found.without_sum:
             typer.echo(f"{len(found.without_sum)} files were written without a checksum and are unchecked")
         faults = f"{len(found.faults)} damaged or missing" if found.faults else "all sound"

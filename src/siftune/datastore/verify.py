@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from siftune.datastore.plan import ShardPlan
 from siftune.datastore.pool import Pool
 from siftune.datastore.side_car import checksums
 from siftune.datastore.verify_sealed import sealed_faults
@@ -27,24 +28,31 @@ class Fault(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """What was found. Files are counted with missing ones; `without_sum` were written by a siftune that kept no checksum of them."""
+    """What was found. Files are counted with missing ones; `without_sum` were written by a siftune that kept no checksum of them.
+
+    not_made: folders of vectors that lack all shards from some row on, as after an append: a choice by their method makes them
+    """
 
     n_files: int
     n_bytes: int
     faults: list[Fault]
     without_sum: list[Path]
+    not_made: list[Fault]
 
 
 def verify(run: Path) -> Verified:
     """Read everything that a run keeps by shards. Raises SiftuneError where it has no pool."""
     plan = Pool(run / "pool").plan
-    without_sum, n_files, n_bytes = list[Path](), 0, 0
+    without_sum, not_made, n_files, n_bytes = list[Path](), list[Fault](), 0, 0
     faults = [Fault(file, 0, plan.n_rows, what) for file, what in sealed_faults(run)]
     for folder in _folders(run):
         if folder.parent.parent == run / "datastore":
             found = [Fault(file, 0, plan.n_rows, what) for file, what in _faults_of_origin(run, folder)]
             faults += [fault for fault in found if fault.file not in {of.file for of in faults}]
-        for shard in plan.shards:
+        made = _made(folder, plan)
+        if made < len(plan.shards):
+            not_made.append(Fault(folder, plan.shards[made].start, plan.n_rows, "is not made"))
+        for shard in plan.shards[:made]:
             file = folder / f"{shard.name}.{'arrow' if folder == run / 'pool' else 'safetensors'}"
             n_files += 1
             n_bytes += file.stat().st_size if file.exists() else 0
@@ -65,7 +73,18 @@ def verify(run: Path) -> Verified:
                 without_sum.append(file)
             elif what := _fault(file, str(target.get("digest"))):
                 faults.append(Fault(file, 0, n_rows, what))
-    return Verified(n_files, n_bytes, faults, without_sum)
+    return Verified(n_files, n_bytes, faults, without_sum, not_made)
+
+
+def _made(folder: Path, plan: ShardPlan) -> int:
+    """Up to which shard there should be something: all of them, but for vectors, which wait for a choice by their method."""
+    n = len(plan.shards)
+    if folder.name == "0" and folder.parent.parent.name == "datastore":
+        while n and not any(
+            (folder / f"{plan.shards[n - 1].name}.{end}").exists() for end in ("json", "safetensors")
+        ):
+            n -= 1
+    return n
 
 
 def _folders(run: Path) -> Iterator[Path]:

@@ -89,7 +89,7 @@ def read_tests(session: Session, sources: Mapping[str, str]) -> list[Test]:
         target = name if name in targets else targets[0]
         if target != name:
             session.reporter.note(f"test {name}: measures selections for the target {target}")
-        test = Test(name, source, target, [row.example for row in read_target(source, name)])
+        test = Test(name, source, target, [row.example for row in read_target(source, name, "test")])
         _report_leakage(session, test)
         tests.append(test)
     return tests

@@ -60,6 +60,17 @@ def choose(session: Session, name: str, *, keep_old: bool = False) -> Selection:
     return selection
 
 
+def check_budget(session: Session) -> None:
+    """Refuse a budget of more rows than the pool has to choose from, before a model is loaded; what caps leave out is known later."""
+    index, budget = read_index(session.path), Budget.parse(str(session.recipe.keep))
+    if budget.kind == "rows":
+        may_N = may_be_chosen(
+            index, np.where(usable_rows(index), 0.0, np.nan), repeats=session.recipe.repeats
+        )
+        n_rows = int(may_N.sum())
+        budget.rows([1] * n_rows, n_rows)
+
+
 def _again(session: Session, name: str) -> str:
     """The command that chooses for this target again."""
     which = ["--target", name] if session.recipe.method in TARGETED else ["--method", session.recipe.method]

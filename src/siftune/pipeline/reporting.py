@@ -88,7 +88,7 @@ def _tests(path: Path, asked: Mapping[str, str], reporter: Reporter) -> tuple[li
         else:
             gone.append(name)
             reporter.warn(f"the test {name} is not looked for in the pool: {source} is gone")
-    return [TestFile(name, file, read_target(file, name)) for name, file in files.items()], gone
+    return [TestFile(name, file, read_target(file, name, "test")) for name, file in files.items()], gone
 
 
 def _encoder(session: Session) -> ChatEncoder | None:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from siftune.pipeline.choosing import check_settings, check_used, choose
+from siftune.pipeline.choosing import check_budget, check_settings, check_used, choose
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.ray_cluster import connected
 from siftune.pipeline.rundir import CHOICE, anchored, locked, merged, read_run_recipe
@@ -69,6 +69,8 @@ def run(
         reporter.bars = _bars(session, until)
         read = session.read_targets(recipe.target)
         session.make_pool()
+        if recipe.keep and recipe.drop_worst is None:
+            check_budget(session)
         # From here on the run is what it is: before, a wrong path or setting can still be put right
         session.save_recipe(**({} if recorded else {"date": datetime.now(UTC).isoformat(timespec="seconds")}))
         encoded = session.keep_targets(read)
@@ -151,7 +153,7 @@ def select(
 
 
 def append(path: Path | str, pool: Iterable[str], *, reporter: Reporter | None = None) -> int:
-    """Read more files into an old run and make their features and influence; returns how many rows came.
+    """Read more files into an old run and make their features, influence and vectors, where it has such; returns how many rows came.
 
     The checkpoints stay. Selections stay as they were made: choose again under another name.
     """
@@ -166,6 +168,15 @@ def append(path: Path | str, pool: Iterable[str], *, reporter: Reporter | None =
         if recorded.method in GRADED and session.store_numbers():
             encoded = session.keep_targets(session.read_targets(recorded.target))
             make_what_the_method_needs(session, encoded)
+        for method in (
+            "rds+",
+            "embed",
+        ):  # stores of vectors that the run has beside what its own method reads
+            beside = Session(path, recorded.with_settings({"method": method}), session.reporter, recorded)
+            beside.base, beside.base_digest = session.base, session.base_digest
+            if (beside.vectors_path() / "manifest.json").exists():
+                make_missing_vectors(beside, list(recorded.target))
+                session.base, session.base_digest = beside.base, beside.base_digest
         return rows
 
 

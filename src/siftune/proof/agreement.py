@@ -16,7 +16,8 @@ from siftune.proof.statistics import spearman_of
 
 @dataclass(frozen=True)
 class Agreement:
-    """Spearman correlation over batches with its 95 % bootstrap interval; all None where one side never varies."""
+    """Spearman correlation over batches with its 95 % bootstrap interval; all None where one side never varies, the interval where
+    the order is perfect: draws from it can't say how well it is known."""
 
     rho: float | None
     low: float | None
@@ -29,13 +30,19 @@ class Agreement:
 
     @property
     def sign(self) -> int:
-        """1 where the interval lies above 0, -1 where below, else 0."""
-        if self.low is None or self.high is None:
+        """1 where the interval lies above 0, -1 where below, else 0; that of a perfect order where there is no interval."""
+        if self.rho is None:
             return 0
+        if self.low is None or self.high is None:
+            return 1 if self.rho > 0 else -1
         return int(self.low > 0) - int(self.high < 0)
 
     def __str__(self) -> str:
-        return "-" if self.rho is None else f"{self.rho:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        if self.rho is None:
+            return "-"
+        return f"{self.rho:.2f} " + (
+            "(no interval)" if self.low is None else f"[{self.low:.2f}, {self.high:.2f}]"
+        )
 
 
 @dataclass(frozen=True)

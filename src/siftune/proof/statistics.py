@@ -44,11 +44,11 @@ class Difference(NamedTuple):
 
 
 class Correlation(NamedTuple):
-    """Spearman's rho and its 95 % interval."""
+    """Spearman's rho and its 95 % interval; `low` and `high` are None where every draw has the same rho, as a perfect order has."""
 
     rho: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def interval_of(values_S_R: np.ndarray, seed: int) -> Interval:
@@ -100,7 +100,8 @@ def spearman_of(x: np.ndarray, y: np.ndarray, seed: int) -> Correlation | None:
     rho = float(_weighted_spearman(x_R, y_R, np.ones((1, n)))[0])
     rng = np.random.default_rng([seed, 0])
     rho_K = np.concatenate([_weighted_spearman(x_R, y_R, counts) for counts in _row_counts(n, rng)])
-    return Correlation(rho, *_ends(rho_K[~np.isnan(rho_K)]))
+    low, high = _ends(rho_K[~np.isnan(rho_K)])
+    return Correlation(rho, low, high) if high - low > 1e-9 else Correlation(rho, None, None)
 
 
 def _checked(values_S_R: np.ndarray, column: str = "test row") -> np.ndarray:

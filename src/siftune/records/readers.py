@@ -42,12 +42,12 @@ def read_pool(sources: Sequence[str]) -> Iterator[Example | LeftOut]:
     return chain.from_iterable(map(_read, found))
 
 
-def read_target(source: str, name: str) -> list[TargetRow]:
-    """The rows of the target called `name`. A column `subtask` on every row or on none; without it there is one, "all".
+def read_target(source: str, name: str, what: str = "target") -> list[TargetRow]:
+    """The rows of the target called `name`, or of the test, as `what` says. A column `subtask` on every row or on none; without it there is one, "all".
 
     Raises SiftuneError as `read_pool` does, and naming the place of the first row that can't be used.
     """
-    check_name(name, "target")
+    check_name(name, what)
     items = [item for found in find_sources(source) for item in _read(found, complete=True)]
     examples = [item for item in items if isinstance(item, Example)]
     subtasks = [_subtask(example) for example in examples]
@@ -55,7 +55,7 @@ def read_target(source: str, name: str) -> list[TargetRow]:
         if (subtask is None) != (subtasks[0] is None):
             without, having = (example, examples[0]) if subtask is None else (examples[0], example)
             raise SiftuneError(
-                f"this row of the target names no subtask, but {having.where} does",
+                f"this row of the {what} names no subtask, but {having.where} does",
                 where=without.where,
                 todo="Give every row a subtask, or none",
             )
