@@ -2,6 +2,7 @@
 
     python experiments/headline/table.py
 
+Below them how far the default is from `rds+`, as d ± that bound.
 A mark is of the mean distance d to random rows with the same seed on the same test rows: better ✓ or worse ✗ where |d| > 1.96 √(e² + s²/n), e the root
 mean square of the n seeds' standard errors over test rows, s the standard deviation of d between seeds. An arm of one seed knows nothing of s: marked in brackets.
 """
@@ -35,6 +36,12 @@ def main() -> None:
                 n = "/".join(sorted({str(len(seeds)) for seeds in found}))
                 cells = [mean_and_mark(seeds, measure, digits) for seeds in found]
                 print(f"| {arm}, {n} | {' | '.join(cells)} |")
+
+    print("\nblend's loss minus that of rds+ with the same seed")
+    for task in TASKS:
+        apart = [seed["to rds+"] for seed in tests[task]["blend"].values()]
+        d, half = distance(apart)
+        print(f"{task}: {d:+.3f} ± {half:.3f}, {len(apart)} seeds")
 
 
 def mean_and_mark(seeds: dict[str, Any], measure: str, digits: int) -> str:

@@ -168,10 +168,7 @@ def append(path: Path | str, pool: Iterable[str], *, reporter: Reporter | None =
         if recorded.method in GRADED and session.store_numbers():
             encoded = session.keep_targets(session.read_targets(recorded.target))
             make_what_the_method_needs(session, encoded)
-        for method in (
-            "rds+",
-            "embed",
-        ):  # stores of vectors that the run has beside what its own method reads
+        for method in ("rds+", "embed"):  # their vectors may be there beside what the run's own method reads
             beside = Session(path, recorded.with_settings({"method": method}), session.reporter, recorded)
             beside.base, beside.base_digest = session.base, session.base_digest
             if (beside.vectors_path() / "manifest.json").exists():
