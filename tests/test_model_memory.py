@@ -36,10 +36,10 @@ def growth(**settings: str) -> int:
 
 
 def test_new_shapes_of_products_leave_nothing_behind():
-    assert growth() < 16 * 2**20
+    assert growth() < 64 * 2**20
 
 
 def test_limits_that_the_person_set_hold():
     """And the test above can fail: with torch's own limits each new shape is kept, where siftune computes in bf16 at all."""
     own = growth(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024", LRU_CACHE_CAPACITY="1024")
-    assert own > 40 * 2**20 or choose_dtype("auto", torch.device("cpu"))[0] == "fp32"
+    assert own > 100 * 2**20 or choose_dtype("auto", torch.device("cpu"))[0] == "fp32"
