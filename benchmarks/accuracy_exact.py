@@ -131,13 +131,12 @@ def projected(
 
 def timed(projector: Projector, exact_N_P: np.ndarray, sizes: dict[str, int]) -> tuple[np.ndarray, float]:
     """Features [N, D] of exact gradients, unit length, and CPU seconds a row."""
-    into_N_D = torch.zeros(len(exact_N_P), projector.n_features)
     if projector.kind == "sketch":  # draws its map once, the dense one again for every batch
-        _project(projector, exact_N_P[:1], sizes, torch.zeros(1, projector.n_features))
+        _project(projector, exact_N_P[:1], sizes)
     began = time.process_time()
-    _project(projector, exact_N_P, sizes, into_N_D)
+    projected_N_D = _project(projector, exact_N_P, sizes)
     seconds = (time.process_time() - began) / len(exact_N_P)
-    return torch.nn.functional.normalize(into_N_D).numpy(), seconds
+    return torch.nn.functional.normalize(projected_N_D).numpy(), seconds
 
 
 def asked(description: str | None, pool_rows: int) -> argparse.ArgumentParser:
@@ -150,9 +149,11 @@ def asked(description: str | None, pool_rows: int) -> argparse.ArgumentParser:
     return arguments
 
 
-def _project(projector: Projector, exact_N_P: np.ndarray, sizes: dict[str, int], into_N_D: Tensor) -> None:
+def _project(projector: Projector, exact_N_P: np.ndarray, sizes: dict[str, int]) -> Tensor:
+    sums_N_S = projector.sums(len(exact_N_P), torch.device("cpu"))
     begin = 0
     for name, size in sizes.items():
         part_N_P = np.ascontiguousarray(exact_N_P[:, begin : begin + size])
-        projector.add(name, torch.from_numpy(part_N_P), into_N_D)
+        projector.add(name, torch.from_numpy(part_N_P), sums_N_S)
         begin += size
+    return projector.projected(sums_N_S)

@@ -60,7 +60,7 @@ def features(
         for batch in sums.values():
             batch.take(name, gradient_B_O_I)
 
-    with captured(extractor.model, (ids_B_T.shape[0], ids_B_T.shape[1]), take):
+    with captured(extractor.layers, (ids_B_T.shape[0], ids_B_T.shape[1]), take):
         loss_B = losses(extractor.model, torch.from_numpy(ids_B_T).long(), torch.from_numpy(trained_B_T))
         loss_B.sum().backward()
     return {kind: batch.result(loss_B.detach()) for kind, batch in sums.items()}

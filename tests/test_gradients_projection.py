@@ -19,10 +19,10 @@ FIXED_DENSE = [[1, -1, 1, -1, -1, 1, 1, 1, -1, -1], [1, -1, -1, 1, -1, 1, -1, 1,
 
 def project(kind: str, parts: dict[str, torch.Tensor], n_features: int, seed: int = 0) -> torch.Tensor:
     projector = make_projector(kind, {n: p.shape[1] for n, p in parts.items()}, n_features, seed)
-    out = torch.zeros(len(next(iter(parts.values()))), projector.n_features)
+    sums = projector.sums(len(next(iter(parts.values()))), torch.device("cpu"))
     for name, part in parts.items():
-        projector.add(name, part, out)
-    return out
+        projector.add(name, part, sums)
+    return projector.projected(sums)
 
 
 @pytest.mark.parametrize("kind", ["sketch", "rademacher"])

@@ -18,7 +18,7 @@ example's gradient does not depend on its batch-mates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -37,15 +37,41 @@ Sink = Callable[[str, Tensor], None]
 """Takes a parameter's name and its gradients [B, out, in], once per parameter and backward pass."""
 
 
-class _Term(NamedTuple):
-    """What one adapted layer adds, for one batch of B rows × T tokens."""
+class Weights(NamedTuple):
+    """What one adapted layer adds, in the dtype it is added in."""
 
-    name: str
     a_R_I: Tensor
     b_O_R: Tensor
     """Times the scaling."""
     bias_O: Tensor | None
     scaling: float
+
+
+class Adapted:
+    """A layer with an active adapter. Its weights are brought to the dtype of the pass once, not with every batch."""
+
+    def __init__(self, layer: Any, adapter: str):
+        self.layer, self.adapter = layer, adapter
+        self._weights: dict[torch.dtype, Weights] = {}
+
+    def weights(self, x_dtype: torch.dtype) -> Weights:
+        dtype = torch.bfloat16 if x_dtype == torch.bfloat16 else torch.float32
+        if dtype not in self._weights:
+            b, scaling = self.layer.lora_B[self.adapter], self.layer.scaling[self.adapter]
+            self._weights[dtype] = Weights(
+                self.layer.lora_A[self.adapter].weight.detach().to(dtype),
+                (b.weight.detach() * scaling).to(dtype),
+                None if b.bias is None else (b.bias.detach() * scaling).to(dtype),
+                scaling,
+            )
+        return self._weights[dtype]
+
+
+class _Term(NamedTuple):
+    """What one adapted layer adds to one batch of B rows × T tokens, and who takes its gradients."""
+
+    name: str
+    weights: Weights
     shape_B_T: tuple[int, int]
     sink: Sink
 
@@ -55,13 +81,14 @@ class _PerExampleLora(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, base_M_O: Tensor, x_M_I: Tensor, start: Tensor, term: _Term) -> Tensor:
-        dtype = term.a_R_I.dtype
-        low_M_R = x_M_I.to(dtype) @ term.a_R_I.T
+        a_R_I, b_O_R, bias_O, _ = term.weights
+        dtype = a_R_I.dtype
+        low_M_R = x_M_I.to(dtype) @ a_R_I.T
         ctx.save_for_backward(x_M_I, low_M_R)
         ctx.term = term
-        y_M_O = torch.addmm(base_M_O.to(dtype), low_M_R, term.b_O_R.T)
-        if term.bias_O is not None:
-            y_M_O += term.bias_O
+        y_M_O = torch.addmm(base_M_O.to(dtype), low_M_R, b_O_R.T)
+        if bias_O is not None:
+            y_M_O += bias_O
         return y_M_O.to(base_M_O.dtype)
 
     @staticmethod
@@ -69,12 +96,13 @@ class _PerExampleLora(torch.autograd.Function):
         (grad_M_O,) = grads
         x_M_I, low_M_R = ctx.saved_tensors
         term: _Term = ctx.term
-        delta_M_O = grad_M_O.to(term.a_R_I.dtype)
-        u_M_R = delta_M_O @ term.b_O_R
+        a_R_I, b_O_R, _, scaling = term.weights
+        delta_M_O = grad_M_O.to(a_R_I.dtype)
+        u_M_R = delta_M_O @ b_O_R
         term.sink(f"{term.name}.lora_A.weight", _by_example(u_M_R, x_M_I.to(u_M_R.dtype), term.shape_B_T))
-        scaled_M_R = low_M_R * term.scaling
+        scaled_M_R = low_M_R * scaling
         term.sink(f"{term.name}.lora_B.weight", _by_example(delta_M_O, scaled_M_R, term.shape_B_T))
-        return grad_M_O, (u_M_R @ term.a_R_I).to(x_M_I.dtype) if ctx.needs_input_grad[1] else None, None, None
+        return grad_M_O, (u_M_R @ a_R_I).to(x_M_I.dtype) if ctx.needs_input_grad[1] else None, None, None
 
 
 def _by_example(left_M_P: Tensor, right_M_Q: Tensor, shape_B_T: tuple[int, int]) -> Tensor:
@@ -82,10 +110,10 @@ def _by_example(left_M_P: Tensor, right_M_Q: Tensor, shape_B_T: tuple[int, int])
     return left_M_P.view(*shape_B_T, -1).transpose(1, 2) @ right_M_Q.view(*shape_B_T, -1)
 
 
-def lora_layers(model: PeftModel) -> dict[str, tuple[Any, str]]:
-    """Adapted layers by their names in the adapter file, each with the name of its active adapter."""
+def adapted_layers(model: PeftModel) -> dict[str, Adapted]:
+    """Adapted layers by their names in the adapter file. Weights that change afterwards want a new call."""
     return {
-        name: (module, adapter)
+        name: Adapted(module, adapter)
         for name, module in model.named_modules()
         if isinstance(module, LoraLayer)
         for adapter in module.active_adapters
@@ -94,20 +122,20 @@ def lora_layers(model: PeftModel) -> dict[str, tuple[Any, str]]:
 
 
 @contextmanager
-def captured(model: PeftModel, shape_B_T: tuple[int, int], sink: Sink) -> Iterator[None]:
-    """While open, a backward pass through `model` for a batch of B rows × T tokens hands per-example gradients to `sink`."""
+def captured(layers: Mapping[str, Adapted], shape_B_T: tuple[int, int], sink: Sink) -> Iterator[None]:
+    """While open, a backward pass through the model of `layers` for a batch of B rows × T tokens hands per-example gradients to `sink`."""
     with ExitStack() as undo:
-        for name, (layer, adapter) in lora_layers(model).items():
+        for name, adapted in layers.items():
             # The graph has to begin at the lowest adapter although nothing is accumulated in its weights.
-            start = torch.zeros((), device=layer.lora_A[adapter].weight.device, requires_grad=True)
-            setattr(layer, "forward", partial(_forward, layer, adapter, name, shape_B_T, sink, start))  # noqa: B010  typed otherwise
-            undo.callback(delattr, layer, "forward")
+            device = adapted.layer.lora_A[adapted.adapter].weight.device
+            start = torch.zeros((), device=device, requires_grad=True)
+            setattr(adapted.layer, "forward", partial(_forward, adapted, name, shape_B_T, sink, start))  # noqa: B010  typed otherwise
+            undo.callback(delattr, adapted.layer, "forward")
         yield
 
 
 def _forward(
-    layer: Any,
-    adapter: str,
+    adapted: Adapted,
     name: str,
     shape_B_T: tuple[int, int],
     sink: Sink,
@@ -125,13 +153,8 @@ def _forward(
             where="lora_targets",
             todo="Choose other modules, for example the attention projections",
         )
-    base = layer.base_layer(x, *rest, **named)
-    dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
-    a, b, scaling = layer.lora_A[adapter].weight, layer.lora_B[adapter], layer.scaling[adapter]
-    bias_O = None if b.bias is None else (b.bias.detach() * scaling).to(dtype)
-    term = _Term(
-        name, a.detach().to(dtype), (b.weight.detach() * scaling).to(dtype), bias_O, scaling, shape_B_T, sink
-    )
+    base = adapted.layer.base_layer(x, *rest, **named)
+    term = _Term(name, adapted.weights(x.dtype), shape_B_T, sink)
     y: Any = _PerExampleLora.apply(base.flatten(0, -2), x.flatten(0, -2), start, term)
     return y.view(*base.shape)
 

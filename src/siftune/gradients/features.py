@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from siftune.gradients.capture import captured, layers_checkpointed, lora_layers
+from siftune.gradients.capture import adapted_layers, captured, layers_checkpointed
 from siftune.gradients.directions import AdamState, direction
 from siftune.gradients.loss import causal_model, losses, try_head
 from siftune.gradients.projection import Projector
@@ -21,8 +21,8 @@ from siftune.records.recipe import Direction
 
 FP16_SCALE = 16.0
 """What a token's loss is multiplied by in the backward pass of a model in fp16, see `_lift`."""
-PART_NUMBERS_CPU, PART_NUMBERS = 2**20, 2**24
-"""Numbers of one parameter's gradients that are turned into directions at a time: 4 MiB a temporary stays in a CPU's cache from the
+PART_NUMBERS_CPU, PART_NUMBERS = 2**21, 2**24
+"""Numbers of one parameter's gradients that are turned into directions at a time: a temporary of 8 MiB stays in a CPU's cache from the
 norm to the sketch; 64 MiB keeps a GPU busy."""
 
 
@@ -59,11 +59,11 @@ class FeatureExtractor:
     ):
         check_supported(model)
         self.model = model.eval().requires_grad_(False)
-        captured_too = lora_layers(model)
+        self.layers = adapted_layers(model)
         self.shapes = {
             name: parameter.shape
             for name, parameter in lora_parameters(model).items()
-            if name.rpartition(".lora_")[0] in captured_too
+            if name.rpartition(".lora_")[0] in self.layers
         }
         try_head(model)
         self.projector, self.state = projector, state
@@ -79,7 +79,7 @@ class FeatureExtractor:
         lift_B = _lift(self.model, trained)
         batch = BatchSums(lift_B, self, kind)
         with (
-            captured(self.model, (ids.shape[0], ids.shape[1]), batch.take),
+            captured(self.layers, (ids.shape[0], ids.shape[1]), batch.take),
             layers_checkpointed(self.model, self.gradient_checkpointing),
             quick_attention(causal_model(self.model)),
         ):
@@ -100,7 +100,7 @@ class BatchSums:
         self.extractor, self.n_rows = extractor, n_rows
         self.lift_B, self.lifted = lift_B, bool((lift_B != 1).any())
         self.kind: Direction = kind
-        self.projected_B_D = torch.zeros(n_rows, extractor.projector.n_features, device=device)
+        self.sums_B_S = extractor.projector.sums(n_rows, device)
         self.grad_norm_K_B = torch.zeros(len(extractor.shapes), n_rows, device=device)
         self.direction_norm_K_B = torch.zeros_like(self.grad_norm_K_B)
         self.taken: set[str] = set()
@@ -127,7 +127,7 @@ class BatchSums:
             self.grad_norm_K_B[k, part] = vector_norm(g_B_P, dim=1)
             if self.kind != "sgd":
                 self.direction_norm_K_B[k, part] = vector_norm(d_B_P, dim=1)
-            self.extractor.projector.add(name, d_B_P, self.projected_B_D[part])
+            self.extractor.projector.add(name, d_B_P, self.sums_B_S[part])
 
     def take_unused(self) -> list[str]:
         """A parameter that the batch never reached has gradient zero, which Adam's history still moves. Returns their names."""
@@ -138,13 +138,14 @@ class BatchSums:
         return unused
 
     def result(self, loss_B: Tensor) -> FeatureBatch:
-        projection_norm_B = self.projected_B_D.norm(dim=1)
+        projected_B_D = self.extractor.projector.projected(self.sums_B_S)
+        projection_norm_B = projected_B_D.norm(dim=1)
         grad_norm_B = _together(self.grad_norm_K_B)
         direction_norm_B = grad_norm_B if self.kind == "sgd" else _together(self.direction_norm_K_B)
         sound_B = torch.isfinite(loss_B) & torch.isfinite(projection_norm_B)
         sound_B &= torch.isfinite(grad_norm_B) & torch.isfinite(direction_norm_B)
         sound_B &= projection_norm_B > 0
-        features_B_D = self.projected_B_D / projection_norm_B[:, None]
+        features_B_D = projected_B_D / projection_norm_B[:, None]
         features_B_D[~sound_B] = torch.nan
         return FeatureBatch(
             features_B_D.cpu().numpy(),

@@ -54,7 +54,10 @@ def losses(model: nn.Module, ids_B_T: Tensor, trained_B_T: Tensor) -> Tensor:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """-log p of M labels, chunk by chunk; ∂loss/∂hidden is made on the way."""
+    """-log p of M labels, chunk by chunk; ∂loss/∂hidden is made on the way.
+
+    ∂(-log p)/∂logits = softmax - one-hot takes the place of the exponentials, so that one chunk in fp32 is all there ever is.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden_M_H: Tensor, head: Head, label_M: Tensor, vocabulary: int) -> Tensor:
@@ -63,10 +66,16 @@ class _HeadLoss(torch.autograd.Function):
         for hidden_m_H, label_m in zip(hidden_M_H.split(n), label_M.split(n), strict=True):
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
                 hidden_m_H = hidden_m_H.detach().requires_grad_(ctx.needs_input_grad[0])
-                loss_m = cross_entropy(head(hidden_m_H).float(), label_m, reduction="none")
-                if ctx.needs_input_grad[0]:
-                    slopes += torch.autograd.grad(loss_m.sum(), hidden_m_H)
-            losses.append(loss_m.detach())
+                logits_m_V = head(hidden_m_H)
+            at_label = torch.arange(len(label_m), device=label_m.device), label_m
+            p_m_V = logits_m_V.detach().to(torch.float32, copy=True)
+            largest_m = p_m_V.amax(dim=1)
+            logit_m = p_m_V[at_label] - largest_m
+            total_m = p_m_V.sub_(largest_m[:, None]).exp_().sum(dim=1)
+            losses.append(total_m.log() - logit_m)
+            if ctx.needs_input_grad[0]:
+                p_m_V.div_(total_m[:, None])[at_label] -= 1
+                slopes += torch.autograd.grad(logits_m_V, hidden_m_H, p_m_V.to(logits_m_V.dtype))
         if slopes:
             ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(losses) if losses else hidden_M_H.new_zeros(0, dtype=torch.float32)

@@ -37,9 +37,17 @@ class Projector(ABC):
     def __init__(self, kind: Literal["sketch", "rademacher", "none"], n_features: int, seed: int):
         self.kind, self.n_features, self.seed = kind, n_features, seed
 
+    def sums(self, n_rows: int, device: torch.device) -> Tensor:
+        """Zeros, fp32, in which the projections of B directions are added up, parameter by parameter."""
+        return torch.zeros(n_rows, self.n_features, device=device)
+
     @abstractmethod
-    def add(self, name: str, direction_B_P: Tensor, into_B_D: Tensor) -> None:
-        """Add the projection of one parameter's part of B directions (fp32) to `into_B_D` in place."""
+    def add(self, name: str, direction_B_P: Tensor, sums_B_S: Tensor) -> None:
+        """Add the projection of one parameter's part of B directions (fp32) to `sums` in place."""
+
+    def projected(self, sums_B_S: Tensor) -> Tensor:
+        """The projections [B, D] that `sums` hold."""
+        return sums_B_S
 
     def describe(self) -> dict[str, str | int]:
         """What a store must record to be compared with nothing else."""
@@ -65,18 +73,23 @@ class _Sketch(Projector):
     def describe(self) -> dict[str, str | int]:
         return {**super().describe(), "projection_map": "windows"}
 
-    def add(self, name: str, direction_B_P: Tensor, into_B_D: Tensor) -> None:
+    def sums(self, n_rows: int, device: torch.device) -> Tensor:
+        """Twice D buckets: a window runs on past the last bucket instead of going on at the first."""
+        return torch.zeros(n_rows, 2 * self.n_features, device=device)
+
+    def add(self, name: str, direction_B_P: Tensor, sums_B_S: Tensor) -> None:
         starts, sign_P = self._map(name, direction_B_P.shape[1], direction_B_P.device)
         windows = zip(
-            starts, direction_B_P.split(self.n_features, 1), sign_P.split(self.n_features), strict=True
+            starts,
+            direction_B_P.split(self.n_features, 1),
+            sign_P.to(direction_B_P.dtype).split(self.n_features),
+            strict=True,
         )
         for start, window_B_W, sign_W in windows:
-            sign_W = sign_W.to(window_B_W.dtype)
-            room = self.n_features - start  # buckets up to the last one, then on from the first
-            for part, into in ((slice(None, room), into_B_D[:, start:]), (slice(room, None), into_B_D)):
-                width = sign_W[part].shape[0]
-                if width:
-                    into[:, :width].addcmul_(window_B_W[:, part], sign_W[part])
+            sums_B_S.narrow(1, start, len(sign_W)).addcmul_(window_B_W, sign_W)
+
+    def projected(self, sums_B_S: Tensor) -> Tensor:
+        return sums_B_S[:, : self.n_features] + sums_B_S[:, self.n_features :]
 
     def _map(self, name: str, size: int, device: torch.device) -> tuple[list[int], Tensor]:
         """Where windows start, and signs; drawn once per parameter, then kept (a byte a coordinate)."""
@@ -93,12 +106,12 @@ class _Rademacher(Projector):
     def __init__(self, n_features: int, seed: int):
         super().__init__("rademacher", n_features, seed)
 
-    def add(self, name: str, direction_B_P: Tensor, into_B_D: Tensor) -> None:
+    def add(self, name: str, direction_B_P: Tensor, sums_B_S: Tensor) -> None:
         scale = self.n_features**-0.5
         for start in range(0, direction_B_P.shape[1], self.CHUNK):
             part_B_P = direction_B_P[:, start : start + self.CHUNK]
             signs_P_D = rademacher_draw(self.seed, name, start, part_B_P.shape[1], self.n_features)
-            into_B_D += part_B_P @ torch.from_numpy(signs_P_D).to(part_B_P.device) * scale
+            sums_B_S += part_B_P @ torch.from_numpy(signs_P_D).to(part_B_P.device) * scale
 
 
 class _Concatenation(Projector):
@@ -109,8 +122,8 @@ class _Concatenation(Projector):
             name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)
         }
 
-    def add(self, name: str, direction_B_P: Tensor, into_B_D: Tensor) -> None:
-        into_B_D[:, self._part[name]] += direction_B_P
+    def add(self, name: str, direction_B_P: Tensor, sums_B_S: Tensor) -> None:
+        sums_B_S[:, self._part[name]] += direction_B_P
 
 
 def sketch_draw(seed: int, name: str, size: int, n_features: int) -> tuple[np.ndarray, np.ndarray]:
