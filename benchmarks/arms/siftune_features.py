@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rows import read_rows
+from rows import batches, read_rows
 
 from clock import FIRST, GRADIENTS, LOAD, START, Clock, job
 from siftune.datastore.features_writer import features_of
@@ -41,8 +41,8 @@ def main() -> None:
         sizes = {name: parameter.numel() for name, parameter in lora_parameters(model).items()}
         extractor = FeatureExtractor(model, make_projector("sketch", sizes, asked["features"], 0), state)
         clock.done(LOAD)
-        shortest = sorted(rows, key=lambda row: len(row[0]))[:2]
-        features_of(token_rows(shortest), extractor, direction, asked["batch_tokens"])
+        last = sorted(rows, key=lambda row: -len(row[0]))[-len(batches(asked)[-1].ids_B_T) :]
+        features_of(token_rows(last), extractor, direction, asked["batch_tokens"])
         clock.done(FIRST)
         loss = 0.0
         for start in range(0, len(rows), SHARD_ROWS):
