@@ -5,7 +5,8 @@ the rounding of what the one before left over:
 
     φ = s1 q1 + s2 q2 + s3 q3 + rest      |q| ≤ 127, |rest| ≤ max |φ| / 254³
 
-so <scale · kept, φ> = scale · Σ_k s_k <kept, q_k>, whose products of whole numbers are exact and several times as quick as those in fp32.
+so <scale · kept, φ> = scale · Σ_k s_k <kept, q_k>, whose products of whole numbers are exact. With its three parts it
+takes half the time of a product in fp32 (benchmarks/results/query.json).
 """
 
 from __future__ import annotations
