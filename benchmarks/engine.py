@@ -1,6 +1,6 @@
 """The price of gradient features against floors and peers: CPU seconds on one thread, every arm in a process of its own.
 
-python benchmarks/engine.py --work bench-work --rows 192 --rounds 5
+python benchmarks/engine.py --work bench-work --rows 128 --rounds 5
 
 Rounds are interleaved (all arms once, then all again), so that what the machine does meanwhile meets every arm alike; ratios are
 taken inside a round. A measurement that this code made with these settings is not made again: a run that was cut off goes on, and
@@ -165,7 +165,7 @@ def _arguments() -> argparse.ArgumentParser:
         "--peers", type=Path, default=HERE.parent / ".venv-bench", help="the peers' environment"
     )
     take.add_argument("--arms", nargs="+", default=[], help="starts of names; default all")
-    take.add_argument("--rows", type=int, default=192, help="examples of the demo's pool")
+    take.add_argument("--rows", type=int, default=128, help="examples of the demo's pool")
     take.add_argument("--rounds", type=int, default=5)
     take.add_argument("--scaling", type=int, nargs="*", default=[1000, 10_000], help="rows on the tiny model")
     take.add_argument(
