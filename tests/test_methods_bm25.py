@@ -7,7 +7,9 @@ import random
 
 import numpy as np
 import pytest
+from bm25s import BM25
 
+from siftune.methods import bm25
 from siftune.methods.bm25 import bm25_influence, words_of
 from siftune.records.plain import text_of
 
@@ -38,6 +40,18 @@ def test_influence_is_lucenes_formula() -> None:
     found = bm25_influence(pool, targets)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 4096])
+def test_influence_is_that_of_a_public_package_whatever_the_block(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, targets = texts(60, seed=7), texts(5, seed=8)
+    package = BM25(k1=1.5, b=0.75, method="lucene")
+    package.index([words_of(text) for text in pool], show_progress=False)
+    expected = np.stack([package.get_scores(words_of(target)) for target in targets], axis=1)
+    monkeypatch.setattr(bm25, "ROWS_AT_ONCE", at_once)
+    np.testing.assert_allclose(bm25_influence(pool, targets), expected, rtol=2e-5, atol=1e-6)
 
 
 def test_a_row_without_text_is_nan_and_no_part_of_the_statistics(capfd: pytest.CaptureFixture[str]) -> None:

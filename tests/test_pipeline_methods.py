@@ -147,7 +147,9 @@ def by_cosine(method: str) -> Callable[[Path], list[int]]:
     return expected
 
 
-def by_words(run_path: Path) -> list[int]:
+def shared_words() -> np.ndarray:
+    """BM25's influence on paper, [N, V]; zeros where a row can't be read."""
+
     def words(row: dict[str, Any]) -> list[str]:
         return re.findall(r"\w+", " ".join(m["content"] for m in row["messages"]).lower())
 
@@ -161,6 +163,11 @@ def by_words(run_path: Path) -> list[int]:
             for n, text in texts.items():
                 tf, length = text[word], sum(text.values())
                 influence[n, v] += idf * tf / (tf + 1.5 * (0.25 + 0.75 * length / mean))
+    return influence
+
+
+def by_words(run_path: Path) -> list[int]:
+    influence = shared_words()
     best = np.max([influence[:, [s == name for s in SUBTASKS]].mean(1) for name in set(SUBTASKS)], axis=0)
     np.testing.assert_allclose(scores(run_path, "sums")["score"][USABLE], best[USABLE], rtol=1e-5, atol=1e-6)
     return turns(influence.round(5))
@@ -252,7 +259,7 @@ def test_a_method_chooses_by_its_formula_in_a_run_of_its_own_and_in_another(
         select(done, {**settings, "keep": "5%", "name": name}, reporter=QUIET)
 
 
-def test_blend_adds_gradients_and_likeness_on_one_scale(
+def test_blend_adds_gradients_likeness_and_words_on_one_scale(
     given: dict[str, Any], copy: Path, tmp_path: Path
 ) -> None:
     select(copy, {"method": "blend", "name": "both"}, reporter=QUIET)
@@ -260,7 +267,7 @@ def test_blend_adds_gradients_and_likeness_on_one_scale(
     less = np.concatenate([load_file(shard)["influence"] for shard in shards]).astype(np.float64)
     pool, target = stored(copy, "rds+")
     total = np.full((N, len(SUBTASKS)), np.nan)
-    for part in (less, pool.astype(np.float64) @ target.astype(np.float64).T):
+    for part in (less, pool.astype(np.float64) @ target.astype(np.float64).T, shared_words()):
         usable = part[USABLE]
         standard = (usable - usable.mean(axis=0)) / usable.std(axis=0)
         total[USABLE] = standard if np.isnan(total[USABLE[0]]).all() else total[USABLE] + standard
@@ -289,7 +296,7 @@ def test_a_column_of_one_value_says_nothing_in_a_blend() -> None:
     likeness = np.array([[1.0, 0.25], [3.0, 0.25], [2.0, 0.25], [2.0, 0.25]], np.float32)
     step = math.sqrt(1.5)
     expected = [[-step, -step], [step, step], [np.nan, np.nan], [0, 0]]
-    np.testing.assert_allclose(blended_influence(less, likeness), expected, atol=1e-6)
+    np.testing.assert_allclose(blended_influence([less, likeness]), expected, atol=1e-6)
 
 
 def test_shards_and_batches_change_no_choice(

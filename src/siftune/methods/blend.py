@@ -1,12 +1,15 @@
-"""Gradient influence and likeness added: what a step on the row would do (`less`), and whether the row is about the same (`rds+`).
+"""Three views of a row added: what a step on it would do (`less`), whether it is about the same (`rds+`), whether it has the same words (`bm25`).
 
-Gradients of the answer alone know little of what was asked, hidden states little of what is learnt; where both agree is
-what serves. Each is brought to one scale over the pool, target row by target row, so that neither's spread decides:
+Gradients of the answer alone know little of what was asked, hidden states little of what is learnt, words nothing of either, but tell
+rows of one kind apart that the other two take for the same; where they agree is what serves. Each is brought to one scale over the
+pool, target row by target row, so that no view's spread decides:
 
-    influence[n, v] = z(less)[n, v] + z(rds+)[n, v]        z(x)[n, v] = (x[n, v] - mean_n x[n, v]) / std_n x[n, v]
+    influence[n, v] = z(less)[n, v] + z(rds+)[n, v] + z(bm25)[n, v]        z(x)[n, v] = (x[n, v] - mean_n x[n, v]) / std_n x[n, v]
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,11 +17,11 @@ ROUNDING = 1e-6
 """Of fp32 numbers of one size: what differs by less is the same."""
 
 
-def blended_influence(less_N_V: np.ndarray, likeness_N_V: np.ndarray) -> np.ndarray:
-    """`influence_N_V`, fp32, in standard deviations; NaN rows lack one of both, and count in neither's mean."""
-    both_N = ~(np.isnan(less_N_V[:, 0]) | np.isnan(likeness_N_V[:, 0]))
-    total_N_V = np.full(less_N_V.shape, np.nan, np.float32)
-    total_N_V[both_N] = standardised(less_N_V[both_N]) + standardised(likeness_N_V[both_N])
+def blended_influence(views: Sequence[np.ndarray]) -> np.ndarray:
+    """`influence_N_V`, fp32, in standard deviations; NaN rows lack one of the views, and count in no view's mean."""
+    whole_N = ~np.any([np.isnan(view_N_V[:, 0]) for view_N_V in views], axis=0)
+    total_N_V = np.full(views[0].shape, np.nan, np.float32)
+    total_N_V[whole_N] = sum(standardised(view_N_V[whole_N]) for view_N_V in views)
     return total_N_V
 
 

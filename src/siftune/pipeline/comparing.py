@@ -30,6 +30,7 @@ from siftune.pipeline.arms import (
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.proving import Prover, Trained
 from siftune.pipeline.rundir import anchored, locked, read_run_recipe
+from siftune.pipeline.scoring import BLENDED
 from siftune.pipeline.session import Session
 from siftune.proof.comparison import Arm, compared
 from siftune.proof.evaluate import Measuring
@@ -68,7 +69,7 @@ class Comparison:
     """What a comparison is asked to do.
 
     tests:    NAME -> file of test rows
-    methods:  None = the run's own beside random, and for blend the two that it is made of; else each a method, or METHOD:SETTING=VALUE:… for other settings of the choice; the first is the one that is judged
+    methods:  None = the run's own beside random, and for blend those that it is made of; else each a method, or METHOD:SETTING=VALUE:… for other settings of the choice; the first is the one that is judged
     keep:     budgets; empty = the run's
     also:     NAME -> file of rows that somebody else chose, in any format of a pool
     training: of PROOF_SETTINGS, those that differ from the run's; `batch` is decided from the rows where it is not given
@@ -113,7 +114,7 @@ def compare(
     recorded = read_run_recipe(path)
     recipe = anchored(recorded)
     if asked.methods is None:
-        parts = ("less", "rds+") if recipe.method == "blend" else ()
+        parts = BLENDED if recipe.method == "blend" else ()
         own_first = dict.fromkeys([recipe.method, *parts, "random"])
         asked = replace(asked, methods=tuple(own_first))
     keeps = _checked(asked, recipe)

@@ -28,6 +28,8 @@ from siftune.selection.selection import may_be_chosen
 
 GRADED: tuple[Method, ...] = ("less", "blend")
 """Methods that need gradients: checkpoints and features."""
+BLENDED: tuple[Method, ...] = ("less", "rds+", "bm25")
+"""What `blend` adds up."""
 TARGETED: tuple[Method, ...] = ("less", "blend", "rds+", "embed", "bm25", "ltd")
 """Methods that ask about a target; the others score the pool alone."""
 RULED: tuple[Method, ...] = ("less", "blend", "rds+", "embed", "bm25")
@@ -105,15 +107,18 @@ def _influence(session: Session, target: Target) -> np.ndarray:
                     f"the influence on the target {target.name!r} lacks {len(missing)} shards at checkpoint {number}, {missing[0].name} among them",
                 )
         less_N_V = less_influence(target, stores, centre=recipe.centre)
-        return (
-            less_N_V if recipe.method == "less" else blended_influence(less_N_V, _likeness(session, target))
-        )
+        if recipe.method == "less":
+            return less_N_V
+        return blended_influence([less_N_V, _likeness(session, target), _shared_words(session, target)])
     if recipe.method == "bm25":
-        questions = [text_of(row.example.messages) for row in kept_rows(target)]
-        pool = session.pool
-        texts = (text for shard in pool.plan.shards for text in pool.texts(shard))
-        return bm25_influence(texts, questions)
+        return _shared_words(session, target)
     return _likeness(session, target)
+
+
+def _shared_words(session: Session, target: Target) -> np.ndarray:
+    questions = [text_of(row.example.messages) for row in kept_rows(target)]
+    pool = session.pool
+    return bm25_influence((text for shard in pool.plan.shards for text in pool.texts(shard)), questions)
 
 
 def _likeness(session: Session, target: Target) -> np.ndarray:
