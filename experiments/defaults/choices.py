@@ -1,10 +1,10 @@
-"""The choices that the tuning trainings compare: directions, rules, centring, checkpoints, whitening, the blend with rds+; what they share.
+"""The choices that the tuning trainings compare: directions, rules, centring, checkpoints, whitening, what goes with gradients; what they share.
 
     python experiments/defaults/choices.py WORK
 
 WORK/run-DIRECTION (directions.py) -> WORK/choices/TASK-ARM.jsonl, 100 pool rows each, in the order taken, and results/choices.json. An arm is `DIRECTION-CHECKPOINTS-RULE`, or
-`whitened`: sgd at checkpoint 4 with (K/N + .01)^-1 before it, K the pool's own products (TAROT); `blend-DIRECTION`: with rds+; `family`: random gsm8k rows.
-`blend`: sgd under all checkpoints with rds+, as `--method blend` has it. Other ways to join the same two: `normal`: normal scores of their ranks added, so that tails count alike too; `normal2`: rds+ twice; `turns`: a row of one, a row of the other.
+`whitened`: sgd at checkpoint 4 with (K/N + .01)^-1 before it, K the pool's own products (TAROT); `pair-DIRECTION`: with rds+; `family`: random gsm8k rows.
+`blend`: sgd under all checkpoints, rds+ and shared words, as `--method blend` has it; `pair`: without the words; `pair+embed`: with the model's mean states instead. Other ways to join the pair: `normal`: normal scores of their ranks added, so that tails count alike too; `normal2`: rds+ twice; `turns`: a row of one, a row of the other.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Chooser:
         ridge_N_N = features_N_D @ features_N_D.T / n + RIDGE * np.eye(n, dtype=np.float32)
         return np.linalg.solve(ridge_N_N, self.influence(task, 4)).astype(np.float32)
 
-    def likeness(self, task: str) -> np.ndarray:
-        """`influence_N_V` of rds+."""
-        recipe = self.session.recipe.with_settings({"method": "rds+"})
+    def by(self, method: str, task: str) -> np.ndarray:
+        """`influence_N_V` of a method that needs no gradients."""
+        recipe = self.session.recipe.with_settings({"method": method})
         session = Session(self.path, recipe, self.session.reporter, recipe)
         found = answer_of(session, session.target(task)).influence_N_V
         assert found is not None
@@ -99,11 +99,14 @@ def tail(influence_N_V: np.ndarray) -> float:
 def choices(choosers: dict[str, Chooser], task: str) -> dict[str, list[int]]:
     """The arms of one task."""
     sgd, rules = choosers["sgd"], get_args(Rule)
-    likeness_N_V = sgd.likeness(task)
+    likeness_N_V = sgd.by("rds+", task)
     found = {"rds+": sgd.choose(task, likeness_N_V), "whitened": sgd.choose(task, sgd.whitened(task))}
     less_N_V = sgd.less(task)
     less_normal, likeness_normal = normal_scores(less_N_V), normal_scores(likeness_N_V)
-    found["blend"] = sgd.choose(task, blended_influence(less_N_V, likeness_N_V))
+    pair = [less_N_V, likeness_N_V]
+    found["pair"] = sgd.choose(task, blended_influence(pair))
+    found["blend"] = sgd.choose(task, blended_influence([*pair, sgd.by("bm25", task)]))
+    found["pair+embed"] = sgd.choose(task, blended_influence([*pair, sgd.by("embed", task)]))
     found["normal"] = sgd.choose(task, less_normal + likeness_normal)
     found["normal2"] = sgd.choose(task, less_normal + 2 * likeness_normal)
     found["turns"] = turns(sgd.choose(task, less_N_V), found["rds+"])
@@ -113,7 +116,7 @@ def choices(choosers: dict[str, Chooser], task: str) -> dict[str, list[int]]:
             found[f"{direction}-4-{rule}"] = chooser.choose(task, last, rule)
         found[f"{direction}-4-centred"] = chooser.choose(task, chooser.influence(task, 4, centre=True))
         found[f"{direction}-1-by-subtask"] = chooser.choose(task, chooser.influence(task, 1))
-        found[f"blend-{direction}"] = chooser.choose(task, blended_influence(last, likeness_N_V))
+        found[f"pair-{direction}"] = chooser.choose(task, blended_influence([last, likeness_N_V]))
     if task == "gsm8k":
         family = np.flatnonzero(sgd.index["source"].to_numpy(zero_copy_only=False) == task).tolist()
         random.Random(0).shuffle(family)
@@ -122,7 +125,7 @@ def choices(choosers: dict[str, Chooser], task: str) -> dict[str, list[int]]:
 
 
 def main(work: Path) -> None:
-    """Write the files, and what the choices share and consist of; how long the tails of gradients (all checkpoints) and likeness are."""
+    """Write the files, and what the choices share and consist of; how long the tails of gradients (all checkpoints), likeness and words are."""
     choosers = {direction: Chooser(work, direction) for direction in ("sgd", "adam", "adam-precond")}
     source_N = choosers["sgd"].index["source"].to_pylist()
     checkpoints = sorted((choosers["sgd"].path / "checkpoints").glob("[0-9]*"))
@@ -143,7 +146,7 @@ def main(work: Path) -> None:
         n_trained_N = choosers["sgd"].index["n_trained"].to_numpy()
         trained = {arm: round(float(n_trained_N[rows].mean()), 2) for arm, rows in found.items()}
         sgd = choosers["sgd"]
-        tails = {"less": tail(sgd.less(task)), "rds+": tail(sgd.likeness(task))}
+        tails = {"less": tail(sgd.less(task)), "rds+": tail(sgd.by("rds+", task)), "bm25": tail(sgd.by("bm25", task))}
         tasks[task] = {"shared": shared, "sources": sources, "trained_tokens": trained, "tails": tails}
         print(task, shared)
     result = {**stamp(), "rows": COUNT, "weights": weights, "tasks": tasks}
