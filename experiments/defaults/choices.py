@@ -146,7 +146,11 @@ def main(work: Path) -> None:
         n_trained_N = choosers["sgd"].index["n_trained"].to_numpy()
         trained = {arm: round(float(n_trained_N[rows].mean()), 2) for arm, rows in found.items()}
         sgd = choosers["sgd"]
-        tails = {"less": tail(sgd.less(task)), "rds+": tail(sgd.by("rds+", task)), "bm25": tail(sgd.by("bm25", task))}
+        tails = {
+            "less": tail(sgd.less(task)),
+            "rds+": tail(sgd.by("rds+", task)),
+            "bm25": tail(sgd.by("bm25", task)),
+        }
         tasks[task] = {"shared": shared, "sources": sources, "trained_tokens": trained, "tails": tails}
         print(task, shared)
     result = {**stamp(), "rows": COUNT, "weights": weights, "tasks": tasks}
