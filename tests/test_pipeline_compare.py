@@ -563,11 +563,11 @@ def test_the_command_line_compares_checks_and_leaves_out(
     for name in ("untrained", "full pool", "random", "no significant difference", "comparison.md"):
         assert name in table.stdout
 
-    checked = invoked("check", str(compared), "--batches", "5", "--rows", "2", "--quiet", "--json")
+    checked = invoked("check", str(compared), "--batches", "6", "--rows", "2", "--quiet", "--json")
     assert checked.exit_code == 0, checked.output
     values = json.loads(checked.stdout)
     assert len(values["targets"]) == 1
-    shown_check = invoked("check", str(compared), "--batches", "5", "--rows", "2", "--quiet")
+    shown_check = invoked("check", str(compared), "--batches", "6", "--rows", "2", "--quiet")
     assert str(compared / "proof") in shown_check.stdout.replace("\n", "")
 
     left = invoked("select", str(compared), "--drop-worst", "10%", "--name", "without", "--json", "--quiet")

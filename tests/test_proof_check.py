@@ -242,9 +242,9 @@ def test_what_is_measured_is_kept_and_more_batches_add_to_it(
 def test_another_setting_measures_anew(checked: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     path = shutil.copytree(checked, tmp_path / "run")
     before = digests(path, "proof/check")
-    result = check(path, **{**ASKED, "batches": 5, **change})
+    result = check(path, **{**ASKED, "batches": 6, **change})
     after = digests(path, "proof/check")
-    assert len(after) == len(before) + 2 * 5
+    assert len(after) == len(before) + 2 * 6
     assert before.items() <= after.items()
     rates = (
         [SMALL_STEP] * 2
@@ -258,7 +258,7 @@ def test_a_large_target_is_measured_on_a_sample(
     copy: Path, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(checking, "MAX_TARGET_ROWS", 4)
-    result = check(copy, **{**ASKED, "batches": 5, "reporter": Reporter()})
+    result = check(copy, **{**ASKED, "batches": 6, "reporter": Reporter()})
     assert "measured on 4 of its 6 rows" in capsys.readouterr().err
     (found,) = result.targets
     assert (found.rows, found.of_rows) == (4, 6)
@@ -276,7 +276,7 @@ def test_the_loss_is_computed_in_fp32_whatever_the_base_is_kept_in(
     copy: Path, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checking, "base_model", lambda session: load_model(given["model"], dtype="bf16"))
-    check(copy, **{**ASKED, "batches": 5})
+    check(copy, **{**ASKED, "batches": 6})
     base = load_model(given["model"], dtype="bf16").float()
     with adapter_on(base, list_checkpoints(copy)[0].path, trainable=False) as model:
         loss = mean_loss(model, target_tokens(copy, given), 2048)
@@ -289,7 +289,7 @@ def test_what_cannot_be_checked_is_refused(copy: Path, tmp_path: Path) -> None:
             check(path, **{**ASKED, **change})
 
     refused("is not a run directory", path=tmp_path)
-    refused("say nothing about a correlation", batches=4)
+    refused("say nothing about a correlation", batches=5)
     refused("a batch needs a row", rows=0)
     refused("60 usable rows only", rows=61)
     refused("is no learning rate", learning_rate=float("nan"))
@@ -303,7 +303,7 @@ def test_what_cannot_be_checked_is_refused(copy: Path, tmp_path: Path) -> None:
     write_sealed(facts, {**read_sealed(facts), "step": 1})
     refused("is not the checkpoint that the datastore was made at")
     facts.write_text(whole)
-    refused("is 5.* before and (nan|inf) after a step", learning_rate=1e30, batches=5)
+    refused("is 5.* before and (nan|inf) after a step", learning_rate=1e30, batches=6)
     (copy / "targets" / "sums" / "influence" / "2" / "shard-00001.json").unlink()
     refused("the influence on 'sums' at checkpoint 2 is not made yet")
     assert not (copy / "proof" / "check.json").exists()

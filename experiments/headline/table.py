@@ -3,8 +3,8 @@
     python experiments/headline/table.py
 
 `pair` is `less` and `rds+` without `bm25`: what `blend` was until 2026-11-23. Below the tables, how far both are from `rds+`, as d ± that bound.
-A mark is of the mean distance d to random rows with the same seed on the same test rows: better ✓ or worse ✗ where |d| > 1.96 √(e² + s²/n), e the root
-mean square of the n seeds' standard errors over test rows, s the standard deviation of d between seeds. An arm of one seed knows nothing of s: marked in brackets.
+A mark is of the mean distance d to random rows with the same seed on the same test rows: better ✓ or worse ✗ where |d| > √((1.96 e)² + (t s)²/n), e the root
+mean square of the n seeds' standard errors over test rows, s the standard deviation of d between seeds, t Student's 97.5 % quantile at n - 1 degrees of freedom. An arm of one seed knows nothing of s: marked in brackets.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+from scipy.stats import t as student_t
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import HERE, TASKS
@@ -60,7 +62,8 @@ def mean_and_mark(seeds: dict[str, Any], measure: str, digits: int) -> str:
 def distance(apart: list[list[float]]) -> tuple[float, float]:
     """Mean distance and half-width from each seed's distance and half-width over test rows."""
     distances, halves = zip(*apart, strict=True)
-    between = 1.96**2 * stdev(distances) ** 2 / len(distances) if len(distances) > 1 else 0.0
+    n = len(distances)
+    between = (student_t.ppf(0.975, n - 1) * stdev(distances)) ** 2 / n if n > 1 else 0.0
     return fmean(distances), (fmean(half**2 for half in halves) + between) ** 0.5
 
 
