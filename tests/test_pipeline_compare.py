@@ -26,7 +26,7 @@ from siftune.cli import app
 from siftune.model.load import load_model
 from siftune.model.lora import adapter_on
 from siftune.pipeline import proving
-from siftune.pipeline.comparing import Comparison, compare, readings_of
+from siftune.pipeline.comparing import Comparison, compare, own_methods, readings_of
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.run import run, score, select
 from siftune.proof.cells import Cell
@@ -528,6 +528,12 @@ def test_hostile_names_stay_text(compared: Path, tmp_path: Path) -> None:
 
 def invoked(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments))
+
+
+def test_a_run_is_compared_with_random_rows_and_a_blend_with_its_parts_too() -> None:
+    assert own_methods("blend") == ("blend", "less", "rds+", "bm25", "random")
+    assert own_methods("rds+") == ("rds+", "random")
+    assert own_methods("random") == ("random",)
 
 
 def test_the_command_line_compares_checks_and_leaves_out(

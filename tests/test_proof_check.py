@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from siftune.model.checkpoint import Checkpoint, list_checkpoints
 from siftune.model.load import load_model
 from siftune.model.lora import adapter_on, lora_parameters
 from siftune.pipeline import checking, training
-from siftune.pipeline.checking import check
+from siftune.pipeline.checking import MIN_BATCHES, check
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.run import run
 from siftune.proof.agreement import Agreement, Points, TargetCheck
@@ -307,6 +308,14 @@ def test_what_cannot_be_checked_is_refused(copy: Path, tmp_path: Path) -> None:
     (copy / "targets" / "sums" / "influence" / "2" / "shard-00001.json").unlink()
     refused("the influence on 'sums' at checkpoint 2 is not made yet")
     assert not (copy / "proof" / "check.json").exists()
+
+
+def test_fewer_batches_would_call_too_many_chance_orders_agreement() -> None:
+    def called(n: int) -> float:
+        orders = list(permutations(range(n)))
+        return sum(Agreement.of(np.arange(n), np.array(order)).sign != 0 for order in orders) / len(orders)
+
+    assert called(MIN_BATCHES) < 0.05 < called(MIN_BATCHES - 1)
 
 
 def told(*agreements: tuple[float, float | None, float | None] | None) -> str:

@@ -2,7 +2,7 @@
 
     python experiments/headline/table.py
 
-`pair` is `less` and `rds+` without `bm25`: what `blend` was until 2026-11-23. Below the tables, how far both are from `rds+`, as d ± that bound.
+`pair` is `less` and `rds+` without `bm25`: what `blend` was until 2026-11-23. Below the tables, how far both are from random rows and from `rds+`, as d ± that bound.
 A mark is of the mean distance d to random rows with the same seed on the same test rows: better ✓ or worse ✗ where |d| > √((1.96 e)² + (t s)²/n), e the root
 mean square of the n seeds' standard errors over test rows, s the standard deviation of d between seeds, t Student's 97.5 % quantile at n - 1 degrees of freedom. An arm of one seed knows nothing of s: marked in brackets.
 """
@@ -40,12 +40,13 @@ def main() -> None:
                 print(f"| {arm}, {n} | {' | '.join(cells)} |")
 
     for arm in ("blend", "pair"):
-        print(f"\n{arm}'s loss minus that of rds+ with the same seed")
-        for task in TASKS:
-            apart = [seed["to rds+"] for seed in tests[task].get(arm, {}).values() if "to rds+" in seed]
-            if apart:
-                d, half = distance(apart)
-                print(f"{task}: {d:+.3f} ± {half:.3f}, {len(apart)} seeds")
+        for other in ("random", "rds+"):
+            print(f"\n{arm}'s loss minus that of {other} with the same seed")
+            for task in TASKS:
+                seeds = tests[task].get(arm, {}).values()
+                if apart := [seed[f"to {other}"] for seed in seeds if f"to {other}" in seed]:
+                    d, half = distance(apart)
+                    print(f"{task}: {d:+.3f} ± {half:.3f}, {len(apart)} seeds")
 
 
 def mean_and_mark(seeds: dict[str, Any], measure: str, digits: int) -> str:

@@ -21,8 +21,8 @@ from siftune.records.recipe import Direction
 
 FP16_SCALE = 16.0
 """What a token's loss is multiplied by in the backward pass of a model in fp16, see `_lift`."""
-PART_NUMBERS_CPU, PART_NUMBERS = 2**21, 2**24
-"""Numbers of one parameter's gradients that are turned into directions at a time: a temporary of 8 MiB stays in a CPU's cache from the
+PART_NUMBERS_CPU, PART_NUMBERS = 2**20, 2**24
+"""Numbers of one parameter's gradients that are turned into directions at a time: 4 MiB a temporary stays in a CPU's cache from the
 norm to the sketch; 64 MiB keeps a GPU busy."""
 
 

@@ -1,7 +1,7 @@
 """Three views of a row added: what a step on it would do (`less`), whether it is about the same (`rds+`), whether it has the same words (`bm25`).
 
-Gradients of the answer alone know little of what was asked, hidden states little of what is learnt, words nothing of either, but tell
-rows of one kind apart that the other two take for the same; where they agree is what serves. Each is brought to one scale over the
+Gradients of the answer alone know little of what was asked, hidden states little of what is learnt, words
+nothing of either but what they name; where they agree is what serves. Each is brought to one scale over the
 pool, target row by target row, so that no view's spread decides:
 
     influence[n, v] = z(less)[n, v] + z(rds+)[n, v] + z(bm25)[n, v]        z(x)[n, v] = (x[n, v] - mean_n x[n, v]) / std_n x[n, v]

@@ -6,8 +6,8 @@
 tf(w, n): how often row n has w; df(w): how many of the N rows have it; |n|: the row's words. A word that the target row says
 twice counts twice. k1 = 1.5, b = .75. No stop words and no stemming, so that every language is served alike.
 
-Texts come one at a time, and of each only the target's words are kept, a few hundred bytes a row: about what its influence
-takes. (The tests compare with the package `bm25s`, which holds every word of the pool.)
+Texts come one at a time, and of each only the target's words are kept, where the package `bm25s`, which the tests compare with,
+holds every word of the pool.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from siftune.records.files import digest_of, read_json, write_json
 
 MAX_TARGET_ROWS = 64
 MIN_BATCHES = 6
-"""Of all orders of 5 batches the bootstrap calls 13 % significant, of 6 about 5 %."""
+"""Of all orders of 5 batches the bootstrap calls 13 % significant, of 6 3 %."""
 
 
 @dataclass(frozen=True)

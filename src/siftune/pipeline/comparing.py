@@ -44,7 +44,7 @@ from siftune.records.example import Example
 from siftune.records.files import write_text
 from siftune.records.names import check_name
 from siftune.records.readers import read_pool
-from siftune.records.recipe import Recipe
+from siftune.records.recipe import Method, Recipe
 from siftune.records.sources import find_sources
 
 Reading = Literal["steps", "epochs"]
@@ -103,6 +103,12 @@ Plans = dict[tuple[str, str, Reading], list[_Plan]]
 """By test, budget and reading."""
 
 
+def own_methods(method: Method) -> tuple[str, ...]:
+    """What a run of this method is compared with where nothing else is asked for, itself first."""
+    parts = BLENDED if method == "blend" else ()
+    return tuple(dict.fromkeys([method, *parts, "random"]))
+
+
 def compare(
     path: Path | str, asked: Comparison, *, reporter: Reporter | None = None
 ) -> dict[str, dict[str, Any]]:
@@ -114,9 +120,7 @@ def compare(
     recorded = read_run_recipe(path)
     recipe = anchored(recorded)
     if asked.methods is None:
-        parts = BLENDED if recipe.method == "blend" else ()
-        own_first = dict.fromkeys([recipe.method, *parts, "random"])
-        asked = replace(asked, methods=tuple(own_first))
+        asked = replace(asked, methods=own_methods(recipe.method))
     keeps = _checked(asked, recipe)
     with locked(path):
         session = Session(path, recipe, reporter, recorded)
