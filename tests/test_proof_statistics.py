@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from siftune.proof import statistics
-from siftune.proof.statistics import Interval, difference_of, interval_of, spearman_of, spread_of
+from siftune.proof.statistics import Difference, Interval, difference_of, interval_of, spearman_of, spread_of
 from siftune.records.errors import SiftuneError
 
 
@@ -16,6 +16,12 @@ def measured(seed: int, n_seeds: int, n_rows: int, *, row: float = 1, by_seed: f
     rng = np.random.default_rng(seed)
     parts = rng.normal(size=(1, n_rows)) * row, rng.normal(size=(n_seeds, 1)) * by_seed
     return parts[0] + parts[1] + rng.normal(size=(n_seeds, n_rows)) * noise
+
+
+def ends(found: Interval | Difference) -> tuple[float, float]:
+    assert found.low is not None
+    assert found.high is not None
+    return found.low, found.high
 
 
 def test_one_seed_is_the_percentile_bootstrap_of_scipy():
@@ -29,36 +35,67 @@ def test_one_seed_is_the_percentile_bootstrap_of_scipy():
 
 
 def test_the_width_is_that_of_both_levels_together():
-    values_S_R = measured(2, 5, 60, by_seed=0.3)  # no noise: variances of the two levels add exactly
-    found = interval_of(values_S_R, 0)
-    assert found.low is not None
-    assert found.high is not None
-    of_rows = values_S_R.mean(axis=0).var() / 60
-    of_seeds = values_S_R.mean(axis=1).var(ddof=1) / 5
-    assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(of_rows + of_seeds), rel=0.04)
+    values_S_R = measured(2, 5, 60, by_seed=0.3)  # no noise: what rows and what seeds vary by add exactly
+    of_rows = np.sqrt(values_S_R.mean(axis=0).var() / 60)
+    of_seeds = np.sqrt(values_S_R.mean(axis=1).var(ddof=1) / 5)
+    rng = np.random.default_rng(9)
+    draws = of_rows * rng.normal(size=1_000_000) + of_seeds * rng.standard_t(4, size=1_000_000)
+    assert np.ptp(ends(interval_of(values_S_R, 0))) == pytest.approx(
+        np.ptp(np.percentile(draws, [2.5, 97.5])), rel=0.05
+    )
 
 
-@pytest.mark.parametrize("n_seeds", [1, 3])
-def test_ninety_five_of_a_hundred_intervals_hold_the_truth(n_seeds: int, monkeypatch: pytest.MonkeyPatch):
+def test_seeds_that_decide_alone_are_students_t_and_welchs():
+    """Rows that are all alike: what is left is a plain sample of trainings, for which SciPy has the intervals."""
+    one, other = np.array([[0.3], [0.5], [1.0], [0.2]]), np.array([[2.0], [0.1], [0.4]])
+    a, b = one + np.zeros((1, 30)), other + np.zeros((1, 30))
+    theirs = scipy.stats.t.interval(0.95, 3, loc=one.mean(), scale=scipy.stats.sem(one[:, 0]))
+    assert ends(interval_of(a, 0)) == pytest.approx(theirs, rel=0.05, abs=0.02)
+    welch = scipy.stats.ttest_ind(one[:, 0], other[:, 0], equal_var=False).confidence_interval(0.95)
+    assert ends(difference_of(a, b, 0)) == pytest.approx((welch.low, welch.high), rel=0.05)
+
+
+def test_an_arm_of_one_seed_is_taken_to_vary_as_the_other_does():
+    one, other = np.zeros((1, 30)), np.array([[2.0], [0.1], [0.4]]) + np.zeros((1, 30))
+    half = scipy.stats.t.ppf(0.975, 2) * other[:, 0].std(ddof=1) * np.sqrt(1 + 1 / 3)
+    mean = other.mean()
+    assert ends(difference_of(other, one, 0)) == pytest.approx((mean - half, mean + half), rel=0.05)
+    assert ends(difference_of(one, other, 0)) == pytest.approx((-mean - half, half - mean), rel=0.05)
+    half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(other[:, 0])
+    never_trained = np.concatenate([one, one])
+    assert ends(difference_of(other, never_trained, 0)) == pytest.approx((mean - half, mean + half), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("n_seeds", "by_seed", "noise"), [(1, 0, 0.3), (3, 0.3, 0.3), (3, 0, 1), (2, 0.5, 0)]
+)
+def test_ninety_five_of_a_hundred_intervals_hold_the_truth(
+    n_seeds: int, by_seed: float, noise: float, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(statistics, "DRAWS", 1000)
     trials, held = 300, 0
     for trial in range(trials):
-        values_S_R = measured(trial, n_seeds, 80, by_seed=0.1 if n_seeds > 1 else 0, noise=0.3)
-        found = interval_of(values_S_R, trial)
-        assert found.low is not None
-        assert found.high is not None
-        held += found.low <= 0 <= found.high
-    assert 0.905 <= held / trials <= 0.985  # 95 % give or take 3.5 standard errors
+        values_S_R = measured(trial, n_seeds, 80, by_seed=by_seed, noise=noise)
+        low, high = ends(interval_of(values_S_R, trial))
+        held += low <= 0 <= high
+    assert 0.915 <= held / trials <= 0.99
 
 
-def test_arms_without_a_difference_are_rarely_told_apart(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("seeds", [(3, 3), (3, 2), (2, 2), (3, 1)])
+@pytest.mark.parametrize(("by_seed", "noise"), [(0.5, 0.3), (0.1, 1), (0, 1)])
+def test_arms_without_a_difference_are_rarely_told_apart(
+    seeds: tuple[int, int], by_seed: float, noise: float, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(statistics, "DRAWS", 1000)
     told = 0
     for trial in range(200):
         rows = measured(trial, 1, 80, row=3)
-        a, b = rows + measured(trial + 1000, 3, 80, noise=1), rows + measured(trial + 2000, 2, 80, noise=1)
+        a, b = (
+            rows + measured(1000 * arm + trial, n_seeds, 80, row=0, by_seed=by_seed, noise=noise)
+            for arm, n_seeds in enumerate(seeds, start=1)
+        )
         told += difference_of(a, b, trial).significant
-    assert told / 200 <= 0.10
+    assert told / 200 <= 0.095  # 5 % and three standard errors
 
 
 def test_pairing_over_rows_finds_what_two_intervals_hide():
@@ -105,12 +142,6 @@ def test_a_single_row_has_no_interval():
     one, other = np.array([[1.0], [3.0]]), np.array([[7.0]])
     assert interval_of(one, 0) == (2.0, None, None)
     assert difference_of(one, other, 0) == (-5.0, None, None, False)
-
-
-def ends(found: Interval) -> tuple[float, float]:
-    assert found.low is not None
-    assert found.high is not None
-    return found.low, found.high
 
 
 def test_numbers_depend_on_the_seed_and_not_on_how_many_draws_are_made_at_once(

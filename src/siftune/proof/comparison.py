@@ -1,7 +1,7 @@
 """A comparison: arms that differ in the rows they were trained on, measured on the same test rows, with what can be said of them.
 
-Every figure is a mean over seeds and test rows with a 95 % interval by a two-level bootstrap (seeds, then rows, rows shared by
-all arms); a difference is paired over test rows. Where its interval holds 0 the words are "no significant difference".
+Every figure is a mean over seeds and test rows with a 95 % interval (statistics.py: test rows by bootstrap, the same for
+all arms, and training seeds by Student's t); a difference is paired over test rows. Where its interval holds 0 the words are "no significant difference".
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def compared(
                 continue
             interval = interval_of(values_S_R, seed)
             if measure.unit == "share" and interval.low is not None and interval.high is not None:
-                # What is widened for few seeds may leave what a share can be
+                # What few seeds add may leave what a share can be
                 interval = interval._replace(low=max(interval.low, 0.0), high=min(interval.high, 1.0))
             entry: dict[str, Any] = {
                 "words": measure.words,
@@ -66,7 +66,7 @@ def compared(
                 "mean": interval.mean,
                 "low": interval.low,
                 "high": interval.high,
-                "spread": spread_of(values_S_R),
+                "spread": spread_of(values_S_R) if arm.steps else None,
                 "n": values_S_R.shape[1],
             }
             for what, other in reference.items():
@@ -88,11 +88,12 @@ def compared(
 
 
 def _values(arm: Arm, measure: Measure) -> np.ndarray | None:
-    """`values_S_R` over the rows that have this measure, None where none has."""
+    """`values_S_R` over the rows that have this measure, None where none has. What was never trained comes twice: it varies by nothing."""
     rows = [r for r, score in enumerate(arm.cells[0].scores) if measure.value(score) is not None]
     if not rows:
         return None
-    return np.array([[measure.value(cell.scores[r]) for r in rows] for cell in arm.cells], dtype=np.float64)
+    cells = arm.cells if arm.steps else arm.cells * 2
+    return np.array([[measure.value(cell.scores[r]) for r in rows] for cell in cells], dtype=np.float64)
 
 
 def _difference(

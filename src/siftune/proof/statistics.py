@@ -1,12 +1,14 @@
 """What can be said of measurements on the same test rows, repeated over training seeds: `values_S_R`, S seeds by R rows.
 
-The interval of a mean is the 95 % percentile interval of 10,000 two-level bootstrap draws (Efron 1979; Owen 2007 for two crossed
-levels). A draw takes R rows with replacement, the same for all seeds and, in a difference, for both arms, as they were measured
-on the same rows; and S seeds with replacement, for each arm by itself, as their trainings share nothing.
+Two things vary: which rows the test has, and how a training turns out. The interval is the 95 % percentile interval of 10,000 draws of
 
-S seeds drawn from S vary by (S-1)/S of what they should, which for two or three is far too little. So before the draws every row's
-deviation from its mean over seeds is made larger by sqrt(S/(S-1)) (Rao & Wu 1988), which leaves the mean as it is. With two or three
-seeds the interval still says less than 95 %: it can't know the tails. A single seed gives the interval over rows alone.
+    mean over R rows drawn with replacement, the same for both arms (bootstrap: Efron 1979)  +  sqrt(v) T
+
+of the rows' means over seeds, as arms are measured on the same rows. T is Student's at f degrees of freedom; v, the variance of a mean of S seeds, is what
+seeds' means vary by beyond the noise that rows have by themselves (two-way analysis of variance): v = max(0, s^2 - m / R) / S, s^2 the
+variance between the seeds' means, m the mean square of what neither row nor seed explains; f = S - 1. In a difference the variances of both arms
+add, as their trainings share nothing, and f is Welch's (1947). An arm of one seed can't say how its training varies: it is taken to vary as the
+other arm does; where both have one, the interval is that over rows alone.
 
 The numbers depend on the seed of the draws, and by as little as that on the order of rows (10,000 draws: the ends move by about 2 %
 of the width); never on how many draws are made at once but by rounding.
@@ -18,11 +20,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from siftune.records.errors import SiftuneError
 
 DRAWS = 10_000
-_ENDS = (2.5, 97.5)
+_TAILS = (2.5, 97.5)
 _NUMBERS_AT_ONCE = 2_000_000
 
 
@@ -57,14 +60,15 @@ def interval_of(values_S_R: np.ndarray, seed: int) -> Interval:
     mean = float(values_S_R.mean())
     if values_S_R.shape[1] == 1:
         return Interval(mean, None, None)
-    draws_K_S = _row_draws(_widened(values_S_R), seed)
-    return Interval(mean, *_ends(_seed_draws(draws_K_S, [seed, 1])))
+    variance, freedom = _between_seeds(values_S_R)
+    return Interval(mean, *_ends(values_S_R.mean(axis=0), variance / len(values_S_R), freedom, seed))
 
 
 def difference_of(a_S_R: np.ndarray, b_S_R: np.ndarray, seed: int) -> Difference:
     """Mean of a minus mean of b, paired over rows; the arms may have different numbers of seeds.
 
-    The same measurements twice differ by 0 ± 0, however many seeds. Raises SiftuneError for a value that is not finite.
+    The same measurements twice differ by 0 ± 0, however many seeds. What has no seeds at all, as an untrained model, is given twice: two
+    alike vary by nothing. Raises SiftuneError for a value that is not finite.
     """
     a_S_R, b_S_R = _checked(a_S_R), _checked(b_S_R)
     if a_S_R.shape[1] != b_S_R.shape[1]:
@@ -74,10 +78,7 @@ def difference_of(a_S_R: np.ndarray, b_S_R: np.ndarray, seed: int) -> Difference
         return Difference(mean, None, None, significant=False)
     if np.array_equal(a_S_R, b_S_R):
         return Difference(0.0, 0.0, 0.0, significant=False)
-    draws_K_S = _row_draws(np.concatenate([_widened(a_S_R), _widened(b_S_R)]), seed)
-    a_K = _seed_draws(draws_K_S[:, : len(a_S_R)], [seed, 1])
-    b_K = _seed_draws(draws_K_S[:, len(a_S_R) :], [seed, 2])
-    low, high = _ends(a_K - b_K)
+    low, high = _ends(a_S_R.mean(axis=0) - b_S_R.mean(axis=0), *_of_both(a_S_R, b_S_R), seed)
     return Difference(mean, low, high, significant=low > 0 or high < 0)
 
 
@@ -100,7 +101,7 @@ def spearman_of(x: np.ndarray, y: np.ndarray, seed: int) -> Correlation | None:
     rho = float(_weighted_spearman(x_R, y_R, np.ones((1, n)))[0])
     rng = np.random.default_rng([seed, 0])
     rho_K = np.concatenate([_weighted_spearman(x_R, y_R, counts) for counts in _row_counts(n, rng)])
-    low, high = _ends(rho_K[~np.isnan(rho_K)])
+    low, high = _percentiles(rho_K[~np.isnan(rho_K)])
     return Correlation(rho, low, high) if high - low > 1e-9 else Correlation(rho, None, None)
 
 
@@ -117,13 +118,25 @@ def _checked(values_S_R: np.ndarray, column: str = "test row") -> np.ndarray:
     return values_S_R
 
 
-def _widened(values_S_R: np.ndarray) -> np.ndarray:
-    """Deviations over seeds made larger by what drawing S seeds from S makes them smaller."""
-    n_seeds = len(values_S_R)
+def _between_seeds(values_S_R: np.ndarray) -> tuple[float, float]:
+    """Variance of a seed's mean over rows beyond the rows' own noise, and its degrees of freedom: 0 and infinite for a single seed."""
+    n_seeds, n_rows = values_S_R.shape
     if n_seeds == 1:
-        return values_S_R
-    mean_R = values_S_R.mean(axis=0)
-    return mean_R + (values_S_R - mean_R) * np.sqrt(n_seeds / (n_seeds - 1))
+        return 0.0, np.inf
+    mean_S = values_S_R.mean(axis=1)
+    noise_S_R = values_S_R - values_S_R.mean(axis=0) - mean_S[:, None] + values_S_R.mean()
+    noise = float((noise_S_R**2).sum()) / ((n_seeds - 1) * (n_rows - 1))
+    return max(float(mean_S.var(ddof=1)) - noise / n_rows, 0.0), float(n_seeds - 1)
+
+
+def _of_both(a_S_R: np.ndarray, b_S_R: np.ndarray) -> tuple[float, float]:
+    """Variance that the seeds of two arms give their difference, and its degrees of freedom."""
+    (of_a, freedom_a), (of_b, freedom_b) = _between_seeds(a_S_R), _between_seeds(b_S_R)
+    if 1 in (len(a_S_R), len(b_S_R)):
+        return max(of_a, of_b) * (1 / len(a_S_R) + 1 / len(b_S_R)), min(freedom_a, freedom_b)
+    of_a, of_b = of_a / len(a_S_R), of_b / len(b_S_R)
+    under = of_a**2 / freedom_a + of_b**2 / freedom_b
+    return of_a + of_b, (of_a + of_b) ** 2 / under if under > 0 else np.inf
 
 
 def _row_counts(n_rows: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -137,21 +150,20 @@ def _row_counts(n_rows: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
         yield counts.reshape(n_draws, n_rows).astype(np.float64)
 
 
-def _row_draws(values_S_R: np.ndarray, seed: int) -> np.ndarray:
-    """Means over the rows of every draw: [draws, seeds]."""
-    rng, n_rows = np.random.default_rng([seed, 0]), values_S_R.shape[1]
-    return np.concatenate([counts @ values_S_R.T / n_rows for counts in _row_counts(n_rows, rng)])
+def _ends(values_R: np.ndarray, variance: float, freedom: float, seed: int) -> tuple[float, float]:
+    """The interval's ends from a value per row and what seeds add to their mean: each of Student's quantiles once, in any order."""
+    rng = np.random.default_rng([seed, 0])
+    draws_K = np.concatenate(
+        [counts @ values_R / len(values_R) for counts in _row_counts(len(values_R), rng)]
+    )
+    if variance > 0:
+        share_K = (np.random.default_rng([seed, 1]).permutation(DRAWS) + 0.5) / DRAWS
+        draws_K += np.sqrt(variance) * stdtrit(freedom, share_K)
+    return _percentiles(draws_K)
 
 
-def _seed_draws(draws_K_S: np.ndarray, seed: list[int]) -> np.ndarray:
-    """Means over the seeds of every draw: [draws]."""
-    n_seeds = draws_K_S.shape[1]
-    drawn_K_S = np.random.default_rng(seed).integers(n_seeds, size=draws_K_S.shape)
-    return np.take_along_axis(draws_K_S, drawn_K_S, axis=1).mean(axis=1)
-
-
-def _ends(draws_K: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(draws_K, _ENDS)
+def _percentiles(draws_K: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(draws_K, _TAILS)
     return float(low), float(high)
 
 
