@@ -63,6 +63,8 @@ experiments: $(READY)
 	@test -d "$(DATA)" && test -n "$(WORK)" && test -d "$(ENCODER)" || { echo "say where data, work and a sentence encoder are: make experiments DATA=... WORK=... ENCODER=... (experiments/README.md)"; exit 1; }
 	$(BIN)/python experiments/defaults/run.py $(DATA) $(WORK)
 	$(BIN)/python experiments/defaults/choices.py $(WORK)
+	$(BIN)/python experiments/defaults/warmup.py $(DATA) $(WORK)
+	$(BIN)/python experiments/worker.py $(WORK)/run-sgd $(WORK)/warmup.queue
 	$(BIN)/python experiments/headline/run.py $(DATA) $(WORK)
 	$(BIN)/python experiments/ltd/run.py $(DATA) $(WORK) $(ENCODER)
 

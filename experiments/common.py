@@ -36,15 +36,15 @@ def script(name: str, *arguments: str) -> None:
     subprocess.run([sys.executable, str(HERE / name), *arguments], check=True, env=environment)
 
 
-def warmed_up(data: Path, work: Path) -> Path:
-    """A run of pool_2k and the four targets with its checkpoints (default warm-up: 128 rows, 4 epochs)."""
+def warmed_up(data: Path, work: Path, name: str = "run", *settings: str) -> Path:
+    """A run of pool_2k and the four targets with its checkpoints (default warm-up: 128 rows, 4 epochs), or with other settings under another name."""
     from siftune.demo.model import demo_model
 
-    run = work / "run"
+    run = work / name
     targets = [f"{task}={data / 'targets' / task / 'fewshot.jsonl'}" for task in TASKS]
     siftune(
         "run", "--out", str(run), "--model", str(demo_model()), "--pool", str(data / "pool_2k.jsonl"), "--target", *targets,
-        "--method", "less", "--keep", "5%", "--threads", "1", "--batch-tokens", "512", "--until", "warmup",
+        "--method", "less", "--keep", "5%", "--threads", "1", "--batch-tokens", "512", "--until", "warmup", *settings,
     )  # fmt: skip
     return run
 

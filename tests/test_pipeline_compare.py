@@ -385,7 +385,17 @@ def test_rows_that_were_seen_before_are_told(copy: Path, tmp_path: Path) -> None
     compare(copy, small(str(file), "bm25", tests={"exam": str(file)}), reporter=reporter)
     assert "leakage: 1 of the 4 rows of the test 'exam' are also in the pool" in said.getvalue()
     assert "leakage: 1 of the 4 rows of the test 'exam' are also in the target sums" in said.getvalue()
+    assert "repeat another" not in said.getvalue()
     assert read(copy, "exam")["target"] == "sums"
+
+
+def test_test_rows_that_stand_there_twice_are_told(copy: Path, tmp_path: Path) -> None:
+    rows = [{"messages": row["messages"]} for row in target_rows(3, seed=8)]
+    file = write_rows(tmp_path / "t.jsonl", [*rows, rows[1]])
+    said = io.StringIO()
+    reporter = Reporter(quiet=True, console=Console(file=said, width=400))
+    compare(copy, small(str(file), "bm25", tests={"exam": str(file)}), reporter=reporter)
+    assert "1 of the 4 rows of the test 'exam' repeat another" in said.getvalue()
 
 
 def test_rows_that_are_cut_are_told(copy: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from itertools import permutations
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from scipy.stats import spearmanr
 
 from gradient_oracle import directed, gradients
@@ -30,6 +28,7 @@ from siftune.pipeline import checking, training
 from siftune.pipeline.checking import MIN_BATCHES, check
 from siftune.pipeline.progress import Reporter
 from siftune.pipeline.run import run
+from siftune.pipeline.summary import show_check
 from siftune.proof.agreement import Agreement, Points, TargetCheck
 from siftune.proof.first_order import mean_loss, predicted_drop, stepped
 from siftune.records.errors import SiftuneError
@@ -221,7 +220,7 @@ def test_a_check_that_was_cut_off_goes_on_to_the_same_bytes(
 
 
 def test_what_is_measured_is_kept_and_more_batches_add_to_it(
-    checked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = shutil.copytree(checked, tmp_path / "run")
     before = digests(path, "proof/check")
@@ -232,11 +231,13 @@ def test_what_is_measured_is_kept_and_more_batches_add_to_it(
     monkeypatch.setattr(training, "load_model", lambda *a, **k: pytest.fail("the model is not needed"))
     again = check(path, **ASKED)
     assert digests(path, "proof/check.json") == digests(checked, "proof/check.json")
-    console = Console(width=120, file=io.StringIO())
-    console.print(again.table())
-    shown = console.file.getvalue()
+    capsys.readouterr()
+    monkeypatch.setenv("COLUMNS", "80")
+    show_check(again)
+    shown = capsys.readouterr().out
     assert "sums" in shown
-    assert str(again.targets[0].checkpoints[0].by_predicted) in shown
+    for points in again.targets[0].checkpoints:
+        assert str(points.by_predicted) in shown, "whole in a terminal of 80 columns"
 
 
 @pytest.mark.parametrize("change", [{"seed": 5}, {"rows": 3}, {"learning_rate": None}])
@@ -292,7 +293,7 @@ def test_what_cannot_be_checked_is_refused(copy: Path, tmp_path: Path) -> None:
     refused("is not a run directory", path=tmp_path)
     refused("say nothing about a correlation", batches=5)
     refused("a batch needs a row", rows=0)
-    refused("60 usable rows only", rows=61)
+    refused("60 usable rows: random batches of so many would be one and the same", rows=60)
     refused("is no learning rate", learning_rate=float("nan"))
     refused("is no seed", seed=-1)
     refused("no target 'sum'; it has sums", targets=["sum"])

@@ -124,6 +124,15 @@ def choices(choosers: dict[str, Chooser], task: str) -> dict[str, list[int]]:
     return found
 
 
+def write_choice(work: Path, task: str, arm: str, rows: list[int]) -> Path:
+    """Write the chosen rows' numbers, in the order taken, for worker.py; returns the file."""
+    file = work / "choices" / f"{task}-{arm}.jsonl"
+    file.parent.mkdir(exist_ok=True)
+    lines = [json.dumps({"_siftune": {"row": row}}) + "\n" for row in rows]
+    file.write_text("".join(lines), encoding="utf-8")
+    return file
+
+
 def main(work: Path) -> None:
     """Write the files, and what the choices share and consist of; how long the tails of gradients (all checkpoints), likeness and words are."""
     choosers = {direction: Chooser(work, direction) for direction in ("sgd", "adam", "adam-precond")}
@@ -131,12 +140,10 @@ def main(work: Path) -> None:
     checkpoints = sorted((choosers["sgd"].path / "checkpoints").glob("[0-9]*"))
     weights = {c.name: json.loads((c / "checkpoint.json").read_text())["weight"] for c in checkpoints}
     tasks = {}
-    (work / "choices").mkdir(exist_ok=True)
     for task in TASKS:
         found = choices(choosers, task)
         for arm, rows in found.items():
-            lines = [json.dumps({"_siftune": {"row": row}}) + "\n" for row in rows]
-            (work / "choices" / f"{task}-{arm}.jsonl").write_text("".join(lines), encoding="utf-8")
+            write_choice(work, task, arm, rows)
         shared = {
             one: {arm: len(set(rows) & set(found[one])) for arm, rows in found.items()} for one in REFERENCES
         }

@@ -250,9 +250,11 @@ def append(
         from siftune.pipeline.rundir import read_run_recipe
 
         rows = pipeline.append(run_dir, pool or [], reporter=reporter(quiet))
-        targets = list(read_run_recipe(run_dir).target)
-        which = f" --target {shlex.quote(targets[0])}" if len(targets) > 1 else ""
-        again_with = f"siftune select {shlex.quote(str(run_dir))}{which} --name NEW-NAME"
+        recipe = read_run_recipe(run_dir)
+        targets = list(recipe.target)
+        words = ["siftune", "select", str(run_dir), *(["--target", targets[0]] if len(targets) > 1 else [])]
+        words += ["--method", recipe.method, *(["--keep", str(recipe.keep)] if recipe.keep else [])]
+        again_with = shlex.join([*words, "--name", "NEW-NAME"])
         if as_json:
             typer.echo(
                 json.dumps({"run": str(run_dir), "rows_appended": rows, "next": [again_with]}, indent=2)

@@ -75,7 +75,8 @@ def harness_test_name(task: str) -> str:
 def read_tests(session: Session, sources: Mapping[str, str]) -> list[Test]:
     """Read the test files. A test is named as the target that it measures; where the run has one target, as one likes.
 
-    Test rows that stand in the pool or the target are told: what was trained on says nothing when it is tested.
+    Test rows that stand in the pool or the target are told: what was trained on says nothing when it is tested. So are rows that stand there
+    twice: an interval takes each for one of its own, and is too narrow.
     """
     targets = list(session.recipe.target)
     tests = []
@@ -91,6 +92,7 @@ def read_tests(session: Session, sources: Mapping[str, str]) -> list[Test]:
             session.reporter.note(f"test {name}: measures selections for the target {target}")
         test = Test(name, source, target, [row.example for row in read_target(source, name, "test")])
         _report_leakage(session, test)
+        _report_repeated(session, test)
         tests.append(test)
     return tests
 
@@ -158,6 +160,14 @@ def _report_leakage(session: Session, test: Test) -> None:
                 f"leakage: {n} of the {len(test.rows)} rows of the test {test.name!r} are also in {place};"
                 " what is measured on them is memory"
             )
+
+
+def _report_repeated(session: Session, test: Test) -> None:
+    if n := len(test.rows) - len({row.fingerprint for row in test.rows}):
+        session.reporter.warn(
+            f"{n} of the {len(test.rows)} rows of the test {test.name!r} repeat another: they count as often as they stand there, and intervals are"
+            " narrower than they should be; leave them out"
+        )
 
 
 def check_methods(texts: Sequence[str]) -> None:

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 from safetensors.numpy import load_file
 from transformers import PreTrainedModel
 
@@ -53,28 +51,6 @@ class CheckResult:
         """As JSON values."""
         targets = [{**asdict(target), "sentence": target.sentence} for target in self.targets]
         return {"settings": self.settings, "targets": targets}
-
-    def table(self) -> Table:
-        """A line a target and checkpoint; the sentences of `targets` say the same in words."""
-        table = Table(title="Drops of the target's mean loss, predicted and measured", title_justify="left")
-        for title in ("target", "checkpoint"):
-            table.add_column(title)
-        for title in ("batches", "Spearman of predicted", "of influence", "mean predicted", "mean measured"):
-            table.add_column(title, justify="right")
-        for target in self.targets:
-            parts = [*target.checkpoints, *([target.overall] if len(target.checkpoints) > 1 else [])]
-            for points in parts:
-                table.add_row(
-                    escape(target.name),
-                    str(points.checkpoint or "all"),
-                    str(len(points.measured_K)),
-                    escape(str(points.by_predicted)),
-                    escape(str(points.by_influence)),
-                    f"{points.mean_predicted:.2e}",
-                    f"{points.mean_measured:.2e}",
-                    end_section=points is parts[-1],
-                )
-        return table
 
 
 def check(
@@ -135,9 +111,9 @@ class _Check:
                 todo=f"Run 'siftune run --out {session.path}' first",
             )
         self.scorable_N = session.scorable()
-        if settings["rows"] > len(self.scorable_N):
+        if settings["rows"] >= len(self.scorable_N):
             raise SiftuneError(
-                f"the pool has {len(self.scorable_N)} usable rows only",
+                f"the pool has {len(self.scorable_N)} usable rows: random batches of so many would be one and the same",
                 where=f"rows: {settings['rows']}",
                 todo="Give fewer rows a batch",
             )

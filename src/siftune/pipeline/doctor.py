@@ -196,21 +196,21 @@ def _numerics(recipe: Recipe, encoder: ChatEncoder, look: Examination) -> None:
     rows = f"{len(found.lengths)} rows of {found.lengths[0]} to {found.lengths[-1]} tokens"
     look.say("numerics", f"{rows}, each alone and in batches: how far is a row's feature moved (1 - cosine)?")
     table = Table(box=None, pad_edge=False)
-    for title in ("", "attn", "dtype"):
-        table.add_column(title)
+    for title in ("attn", "dtype"):
+        table.add_column(title, no_wrap=True)
     for title in (
-        "by batch-mates",
-        "of that, rounding\nexplains up to",
+        "by batch-\nmates",
+        "rounding ex-\nplains up to",
         "its norm, by\nbatch-mates",
-        "by the dtype\n(from fp32 eager)",
+        "by the dtype\n(from fp32)",
     ):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("")
     for f in found.findings:
         why = "as fp32 shows" if f.within_rounding else f.worst
         verdict = "sound" if found.sound(f) else f"[red]depends on batch-mates[/red] ({why})"
         numbers = (f"{f.cosine:.1e}", f"{f.allowed:.1e}", f"{f.norm:.2%}", f"{f.from_fp32:.1e}")
-        table.add_row(" " * 15, f.attn, f.dtype, *numbers, verdict)
+        table.add_row(f.attn, f.dtype, *numbers, verdict)
     look.console.print(table)
     for attn, reason in found.left_out.items():
         look.say("", f"{attn} was left out: {reason}")

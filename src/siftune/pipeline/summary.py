@@ -22,6 +22,7 @@ from siftune.selection.selection import Selection
 
 if TYPE_CHECKING:
     from siftune.pipeline.checking import CheckResult
+    from siftune.proof.agreement import TargetCheck
 
 SOURCES_SHOWN = 12
 STAGE_WORDS = {
@@ -77,7 +78,9 @@ def show(result: RunResult, until: str, console: Console | None = None, report: 
             line(console, trainer, text)
     if seconds := _seconds(result.path):
         parts = [f"{STAGE_WORDS.get(kind, kind)} {duration(s)}" for kind, s in seconds.items()]
-        console.print(f"[dim]{'time':<13}[/dim] {duration(sum(seconds.values()))}: {', '.join(parts)}")
+        console.print(
+            f"[dim]{'time, in all':<13}[/dim] {duration(sum(seconds.values()))}: {', '.join(parts)}"
+        )
     if report:
         line(console, "report", str(report))
     for what, command in next_commands(result, report):
@@ -166,12 +169,32 @@ def show_comparison(run: Path, results: Mapping[str, Mapping[str, Any]]) -> None
 
 
 def show_check(result: CheckResult) -> None:
-    """Print a first-order check: its table, a sentence a target, and where the points are."""
+    """Print a first-order check: a table and a sentence a target, and where the points are."""
     console = Console(highlight=False)
-    console.print(result.table())
     for target in result.targets:
+        console.print(_check_table(target))
         console.print(shown(target.sentence), markup=False, soft_wrap=True)
+        console.print()
     line(console, "all points", str(result.path))
+
+
+def _check_table(target: TargetCheck) -> Table:
+    """A line a checkpoint, and one for all of them together."""
+    n = len(target.overall.measured_K)
+    table = plain_table(f"{target.name}: drop of the mean loss after a step on each of {n} batches")
+    table.caption = "Spearman's rank correlation of predicted drop, and of influence as selection uses it, with the measured drop"
+    table.add_column("checkpoint")
+    for title in ("by predicted", "by influence", "predicted", "measured"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for points in [*target.checkpoints, *([target.overall] if len(target.checkpoints) > 1 else [])]:
+        table.add_row(
+            str(points.checkpoint or "all"),
+            escape(str(points.by_predicted)),
+            escape(str(points.by_influence)),
+            f"{points.mean_predicted:.2e}",
+            f"{points.mean_measured:.2e}",
+        )
+    return table
 
 
 def _comparison_table(name: str, values: Mapping[str, Any], measure: Measure) -> Table:

@@ -157,7 +157,7 @@ def sentence(arms: Sequence[dict[str, Any]], subject: str, test: str) -> str:
             verdicts[verdict].append(f"{arm['name']} ({measure.show(arm['measures'][measure.name]['mean'])})")
     parts += [f"{verdict} {', '.join(names)}" for verdict, names in verdicts.items() if names]
     if len(own["seeds"]) == 1:
-        parts.append("one seed, so how much trainings vary is not in the intervals")
+        parts.append("one seed: how much its trainings vary is known only from arms of more")
     return "; ".join(parts) + "."
 
 
