@@ -351,6 +351,21 @@ def test_another_encoder_in_a_folder_of_the_same_name_is_refused(
     assert ids(copy, "third") == ids(copy, "first")
 
 
+def test_rows_are_not_appended_to_vectors_whose_encoder_is_gone(
+    given: dict[str, Any], encoder: str, tmp_path: Path
+) -> None:
+    path, away = tmp_path / "run", shutil.copytree(encoder, tmp_path / "encoder")
+    run(recipe({**given, "method": "embed", "encoder": str(away)}), path, reporter=QUIET)
+    before, more = digests(path, "pool", "datastore"), write_rows(tmp_path / "more.jsonl", pool_rows(20, seed=9))
+    shutil.rmtree(away)
+    with pytest.raises(SiftuneError, match="encoder .* is not there; nothing was appended"):
+        append(path, [str(more)], reporter=QUIET)
+    assert digests(path, "pool", "datastore") == before
+    shutil.copytree(encoder, away)
+    assert append(path, [str(more)], reporter=QUIET) == 20
+    assert select(path, {"keep": "5", "name": "again"}, reporter=QUIET).selections["again"]
+
+
 def test_a_second_target_and_more_rows_with_another_method_than_the_runs(copy: Path, tmp_path: Path) -> None:
     before = digests(copy, "datastore/less", "checkpoints")
     file = write_rows(tmp_path / "new.jsonl", target_rows(3, seed=7))
