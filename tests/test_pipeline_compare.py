@@ -386,6 +386,15 @@ def test_rows_that_were_seen_before_are_told(copy: Path, tmp_path: Path) -> None
     assert "leakage: 1 of the 4 rows of the test 'exam' are also in the pool" in said.getvalue()
     assert "leakage: 1 of the 4 rows of the test 'exam' are also in the target sums" in said.getvalue()
     assert "repeat another" not in said.getvalue()
+    assert "--also" not in said.getvalue()
+    compare(
+        copy,
+        small(str(file), "bm25", tests={"exam": str(file)}, also={"theirs": str(file)}),
+        reporter=reporter,
+    )
+    assert (
+        "leakage: 4 of the 4 rows of the test 'exam' are also in the rows of --also theirs" in said.getvalue()
+    )
     assert read(copy, "exam")["target"] == "sums"
 
 

@@ -178,7 +178,9 @@ def test_a_small_step_goes_as_predicted(checked: Path) -> None:
             spearmanr(points["influence_K"], measured).statistic
         )
         assert points["mean_measured"] == pytest.approx(points["mean_predicted"], rel=0.05)
-    assert found["sentence"].startswith("sums: predicted and measured drops agree, Spearman 0.9")
+    assert found["sentence"].startswith(
+        "sums: batches rank alike by predicted and by measured drop, Spearman 0.9"
+    )
 
 
 def test_overall_is_the_sum_over_checkpoints(checked: Path) -> None:
@@ -331,7 +333,7 @@ def told(*agreements: tuple[float, float | None, float | None] | None) -> str:
 
 def test_the_sentence_says_what_the_interval_allows() -> None:
     yes, no, against = (0.61, 0.35, 0.78), (0.1, -0.2, 0.4), (-0.5, -0.8, -0.1)
-    agree = "sums: predicted and measured drops agree, Spearman 0.61 [0.35, 0.78] over 9 batches"
+    agree = "sums: batches rank alike by predicted and by measured drop, Spearman 0.61 [0.35, 0.78] over 9 batches"
     assert told(yes, yes, yes) == f"{agree}, summed over 2 checkpoints"
     assert (
         told(yes, no, yes)
@@ -339,14 +341,14 @@ def test_the_sentence_says_what_the_interval_allows() -> None:
     )
     assert told(yes, yes) == f"{agree} at checkpoint 1"
     assert told(no, no).startswith(
-        "sums: no significant agreement of predicted and measured drops, Spearman 0.10"
+        "sums: no significant agreement of the orders by predicted and by measured drop, Spearman 0.10"
     )
     perfect = told((1.0, None, None), (1.0, None, None))
     assert (
         perfect
-        == "sums: predicted and measured drops agree, Spearman 1.00 (no interval) over 9 batches at checkpoint 1"
+        == "sums: batches rank alike by predicted and by measured drop, Spearman 1.00 (no interval) over 9 batches at checkpoint 1"
     )
-    assert told(against, against).startswith("sums: predicted and measured drops go against each other")
+    assert told(against, against).startswith("sums: batches rank the other way round by predicted")
     assert (
         told(None, None) == "sums: nothing can be said, the drops of all 9 batches at checkpoint 1 are equal"
     )

@@ -26,17 +26,19 @@ def ends(found: Interval | Difference) -> tuple[float, float]:
 
 def test_one_seed_is_the_percentile_bootstrap_of_scipy():
     values_S_R = np.random.default_rng(1).exponential(size=(1, 80))
-    found = interval_of(values_S_R, 0)
+    found, mean = interval_of(values_S_R, 0), values_S_R.mean()
     theirs = scipy.stats.bootstrap(
         values_S_R, np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(7)
     ).confidence_interval
-    assert found.mean == pytest.approx(values_S_R.mean())
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.02 * np.ptp(theirs))
+    widened = np.sqrt(80 / 79) * scipy.stats.t.ppf(0.975, 79) / scipy.stats.norm.ppf(0.975)
+    expected = [mean + widened * (end - mean) for end in theirs]
+    assert found.mean == pytest.approx(mean)
+    assert ends(found) == pytest.approx(expected, abs=0.02 * np.ptp(theirs))
 
 
 def test_the_width_is_that_of_both_levels_together():
     values_S_R = measured(2, 5, 60, by_seed=0.3)  # no noise: what rows and what seeds vary by add exactly
-    of_rows = np.sqrt(values_S_R.mean(axis=0).var() / 60)
+    of_rows = np.sqrt(values_S_R.mean(axis=0).var() / 59) * scipy.stats.t.ppf(0.975, 59) / 1.96
     of_seeds = np.sqrt(values_S_R.mean(axis=1).var(ddof=1) / 5)
     rng = np.random.default_rng(9)
     draws = of_rows * rng.normal(size=1_000_000) + of_seeds * rng.standard_t(4, size=1_000_000)
@@ -55,15 +57,27 @@ def test_seeds_that_decide_alone_are_students_t_and_welchs():
     assert ends(difference_of(a, b, 0)) == pytest.approx((welch.low, welch.high), rel=0.05)
 
 
-def test_an_arm_of_one_seed_is_taken_to_vary_as_the_other_does():
+def test_an_arm_of_one_seed_is_taken_to_vary_as_another_does():
     one, other = np.zeros((1, 30)), np.array([[2.0], [0.1], [0.4]]) + np.zeros((1, 30))
-    half = scipy.stats.t.ppf(0.975, 2) * other[:, 0].std(ddof=1) * np.sqrt(1 + 1 / 3)
-    mean = other.mean()
-    assert ends(difference_of(other, one, 0)) == pytest.approx((mean - half, mean + half), rel=0.05)
-    assert ends(difference_of(one, other, 0)) == pytest.approx((-mean - half, half - mean), rel=0.05)
-    half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(other[:, 0])
+    t, mean, std = scipy.stats.t.ppf(0.975, 2), other.mean(), other[:, 0].std(ddof=1)
+    assert ends(interval_of(one, 0, other)) == pytest.approx((-t * std, t * std), rel=0.02)
+    half = t * std * np.sqrt(1 + 1 / 3)
+    assert ends(difference_of(other, one, 0, other)) == pytest.approx((mean - half, mean + half), rel=0.02)
+    assert ends(difference_of(one, other, 0, other)) == pytest.approx((-mean - half, half - mean), rel=0.02)
+    half = t * std * np.sqrt(2)
+    assert ends(difference_of(one, one + 1, 0, other)) == pytest.approx((-1 - half, half - 1), rel=0.02)
+    assert ends(difference_of(one, one + 1, 0)) == (-1, -1), "nothing is known of seeds"
+    third = np.array([[0.0], [1.0], [2.0], [3.0]]) + np.zeros((1, 30))
+    of_one, of_third = std**2, third[:, 0].var(ddof=1) / 4
+    freedom = (of_one + of_third) ** 2 / (of_one**2 / 2 + of_third**2 / 3)
+    half = scipy.stats.t.ppf(0.975, freedom) * np.sqrt(of_one + of_third)
+    assert ends(difference_of(third, one, 0, other)) == pytest.approx((1.5 - half, 1.5 + half), rel=0.02)
     never_trained = np.concatenate([one, one])
-    assert ends(difference_of(other, never_trained, 0)) == pytest.approx((mean - half, mean + half), rel=0.05)
+    half = t * std / np.sqrt(3)
+    assert ends(difference_of(other, never_trained, 0, other)) == pytest.approx(
+        (mean - half, mean + half), rel=0.02
+    )
+    assert ends(interval_of(never_trained, 0, other)) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +95,7 @@ def test_ninety_five_of_a_hundred_intervals_hold_the_truth(
     assert 0.915 <= held / trials <= 0.99
 
 
-@pytest.mark.parametrize("seeds", [(3, 3), (3, 2), (2, 2), (3, 1)])
+@pytest.mark.parametrize("seeds", [(3, 3), (3, 2), (2, 2), (3, 1), (1, 1)])
 @pytest.mark.parametrize(("by_seed", "noise"), [(0.5, 0.3), (0.1, 1), (0, 1)])
 def test_arms_without_a_difference_are_rarely_told_apart(
     seeds: tuple[int, int], by_seed: float, noise: float, monkeypatch: pytest.MonkeyPatch
@@ -90,12 +104,23 @@ def test_arms_without_a_difference_are_rarely_told_apart(
     told = 0
     for trial in range(200):
         rows = measured(trial, 1, 80, row=3)
-        a, b = (
+        a, b, like = (
             rows + measured(1000 * arm + trial, n_seeds, 80, row=0, by_seed=by_seed, noise=noise)
-            for arm, n_seeds in enumerate(seeds, start=1)
+            for arm, n_seeds in enumerate((*seeds, 3), start=1)
         )
-        told += difference_of(a, b, trial).significant
+        told += difference_of(a, b, trial, like).significant
     assert told / 200 <= 0.095  # 5 % and three standard errors
+
+
+@pytest.mark.parametrize("n_rows", [2, 3, 5, 10, 20])
+def test_few_test_rows_tell_equal_arms_apart_as_rarely(n_rows: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(statistics, "DRAWS", 1000)
+    told = 0
+    for trial in range(300):
+        rows = measured(trial, 1, n_rows, row=3)
+        a, b = (rows + measured(1000 * arm + trial, 3, n_rows, row=0.3) for arm in (1, 2))
+        told += difference_of(a, b, trial).significant
+    assert told / 300 <= 0.09
 
 
 def test_pairing_over_rows_finds_what_two_intervals_hide():

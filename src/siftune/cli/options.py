@@ -169,7 +169,9 @@ RayAddress = Annotated[
 BatchTokens = Annotated[
     Int,
     option(
-        "--batch-tokens", "Padded tokens in a batch of gradients (2048 on a CPU, 8192 on a GPU).", MACHINE
+        "--batch-tokens",
+        "Padded tokens in a batch of gradients (2048 on a CPU, 8192 on a GPU); in 16 bits it moves features by rounding, the warm-up too.",
+        MACHINE,
     ),
 ]
 ShardRows = Annotated[Int, option("--shard-rows", "Pool rows in a shard (256).", MACHINE)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,16 +150,20 @@ def chosen_rows(session: Session, text: str, keep: str, target: str, seed: int) 
 
 
 def _report_leakage(session: Session, test: Test) -> None:
-    prints = {row.fingerprint for row in test.rows}
     places = {"the pool": read_index(session.path)["fingerprint"].to_pylist()}
     places |= {f"the target {name}": session.target(name).fingerprint_V for name in session.recipe.target}
     for place, found in places.items():
-        if n := len(prints & set(found)):
-            session.log.event("leakage", test=test.name, into=place, rows=n)
-            session.reporter.warn(
-                f"leakage: {n} of the {len(test.rows)} rows of the test {test.name!r} are also in {place};"
-                " what is measured on them is memory"
-            )
+        tell_leakage(session, test, place, found)
+
+
+def tell_leakage(session: Session, test: Test, place: str, fingerprints: Iterable[str]) -> None:
+    """Say how many rows of a test are in something that may be trained on."""
+    if n := len({row.fingerprint for row in test.rows} & set(fingerprints)):
+        session.log.event("leakage", test=test.name, into=place, rows=n)
+        session.reporter.warn(
+            f"leakage: {n} of the {len(test.rows)} rows of the test {test.name!r} are also in {place};"
+            " what is measured on them is memory"
+        )
 
 
 def _report_repeated(session: Session, test: Test) -> None:

@@ -25,6 +25,7 @@ from siftune.pipeline.arms import (
     harness_test_name,
     read_harness_tests,
     read_tests,
+    tell_leakage,
     varies_with_seed,
 )
 from siftune.pipeline.progress import Reporter
@@ -138,7 +139,13 @@ def compare(
         }
         session.base = None  # another model may be the one that is trained
         prover = Prover(session, asked.model, asked.measuring)
-        also = {name: prover.encoded(_examples(file, reporter), file) for name, file in asked.also.items()}
+        brought = {name: _examples(file, reporter) for name, file in asked.also.items()}
+        for name, examples in brought.items():
+            for test in own:
+                tell_leakage(
+                    session, test, f"the rows of --also {name}", (row.fingerprint for row in examples)
+                )
+        also = {name: prover.encoded(examples, asked.also[name]) for name, examples in brought.items()}
         lora_targets = prover.lora_targets(asked.training.get("lora_targets"))
         as_trained = session.recipe.with_settings({**asked.training, "lora_targets": lora_targets})
         plans: Plans = {

@@ -164,7 +164,14 @@ def parse_family(text: str) -> tuple[str, str]:
 
 def _family(session: Session, family: str) -> np.ndarray:
     column, value = parse_family(family)
-    return np.array([found == value for found in _values(session, column)])
+    found = _values(session, column)
+    if all(one is None for one in found):
+        raise SiftuneError(
+            f"no row of the pool has a column {column!r}",
+            where=f"family: {family}",
+            todo="Name a column of the pool's rows, or leave the family out: clusters take its place",
+        )
+    return np.array([one == value for one in found])
 
 
 def _values(session: Session, column: str) -> list[str | None]:

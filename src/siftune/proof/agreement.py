@@ -124,9 +124,9 @@ class TargetCheck:
         if found.rho is None:
             return f"{self.name}: nothing can be said, the drops of all {over} are equal"
         verdict = {
-            1: "predicted and measured drops agree",
-            0: "no significant agreement of predicted and measured drops",
-            -1: "predicted and measured drops go against each other",
+            1: "batches rank alike by predicted and by measured drop",
+            0: "no significant agreement of the orders by predicted and by measured drop",
+            -1: "batches rank the other way round by predicted and by measured drop",
         }[found.sign]
         weak = [str(points.checkpoint) for points in self.checkpoints if points.by_predicted.sign < 1]
         but = f"; no significant agreement at checkpoint {', '.join(weak)} alone" if many and weak else ""

@@ -39,7 +39,7 @@ def compared(
 ) -> list[dict[str, Any]]:
     """The arms with their figures, as JSON values, in the order given.
 
-    subject: the name of the arm that the others are compared with. Each arm gets, per measure, how it is shown (words,
+    subject: the name of the arm that the others are compared with. An arm of one seed is taken to vary as `random` does. Each arm gets, per measure, how it is shown (words,
     more_is_better, unit), mean, low, high, spread (over seeds), n, and its difference to `random` and to the subject (mean, low,
     high, significant; better = in the good direction).
     """
@@ -55,7 +55,9 @@ def compared(
             values_S_R = values[place][measure.name]
             if values_S_R is None:
                 continue
-            interval = interval_of(values_S_R, seed)
+            random = reference["random"]
+            like_S_R = None if random is None else values[random][measure.name]
+            interval = interval_of(values_S_R, seed, like_S_R)
             if measure.unit == "share" and interval.low is not None and interval.high is not None:
                 # What few seeds add may leave what a share can be
                 interval = interval._replace(low=max(interval.low, 0.0), high=min(interval.high, 1.0))
@@ -71,7 +73,7 @@ def compared(
             }
             for what, other in reference.items():
                 if other is not None and other != place and values[other][measure.name] is not None:
-                    entry[f"against_{what}"] = _difference(values, place, other, measure, seed)
+                    entry[f"against_{what}"] = _difference(values, place, other, measure, seed, like_S_R)
             entries[measure.name] = entry
         found.append(
             {
@@ -97,13 +99,18 @@ def _values(arm: Arm, measure: Measure) -> np.ndarray | None:
 
 
 def _difference(
-    values: Sequence[Mapping[str, np.ndarray | None]], place: int, other: int, measure: Measure, seed: int
+    values: Sequence[Mapping[str, np.ndarray | None]],
+    place: int,
+    other: int,
+    measure: Measure,
+    seed: int,
+    like_S_R: np.ndarray | None,
 ) -> dict[str, Any]:
     """Arm `place` minus arm `other`. A pair is drawn once, in the order of the arms, so that both sides tell the same."""
     first, second = values[min(place, other)][measure.name], values[max(place, other)][measure.name]
     assert first is not None
     assert second is not None
-    mean, low, high, significant = difference_of(first, second, seed)
+    mean, low, high, significant = difference_of(first, second, seed, like_S_R)
     if place > other:
         mean, low, high = -mean, None if high is None else -high, None if low is None else -low
     better = mean > 0 if measure.more_is_better else mean < 0

@@ -36,9 +36,9 @@ class Measure:
         value = getattr(score, "correct" if self.name == "accuracy" else self.name)
         return None if value is None else float(value)
 
-    def show(self, value: float) -> str:
-        """A value as people read it: shares in per cent."""
-        text = f"{100 * value:.1f}" if self.unit == "share" else f"{value:.3f}"
+    def show(self, value: float, digits: int = 3) -> str:
+        """A value as people read it: shares in per cent. digits: after the point, of the value itself"""
+        text = f"{100 * value:.{digits - 2}f}" if self.unit == "share" else f"{value:.{digits}f}"
         text = text.lstrip("-") if not float(text) else text  # no minus zero
         return f"{text} %" if self.unit == "share" else text
 

@@ -49,8 +49,8 @@ def markdown(result: Mapping[str, Any], plots: list[str]) -> str:
             "",
         ]
     lines += [
-        f"{result['n_rows']:,} test {'row' if result['n_rows'] == 1 else 'rows'} ({literal(result['file'])}), model {literal(result['model'])}. Mean over seeds and rows [95 % interval by bootstrap over"
-        " both]. Differences are paired over test rows; one whose interval holds 0 is marked ≈: no significant difference.",
+        f"{result['n_rows']:,} test {'row' if result['n_rows'] == 1 else 'rows'} ({literal(result['file'])}), model {literal(result['model'])}. Mean over seeds and rows [95 % interval: rows by"
+        " bootstrap, seeds by Student's t]. Differences are paired over test rows; one whose interval holds 0 is marked ≈: no significant difference.",
         "",
     ]
     return "\n".join(lines)
@@ -157,7 +157,7 @@ def sentence(arms: Sequence[dict[str, Any]], subject: str, test: str) -> str:
             verdicts[verdict].append(f"{arm['name']} ({measure.show(arm['measures'][measure.name]['mean'])})")
     parts += [f"{verdict} {', '.join(names)}" for verdict, names in verdicts.items() if names]
     if len(own["seeds"]) == 1:
-        parts.append("one seed: how much its trainings vary is known only from arms of more")
+        parts.append("one seed, which is taken to vary as random rows do")
     return "; ".join(parts) + "."
 
 
@@ -166,4 +166,8 @@ def _at(arm: dict[str, Any]) -> str:
 
 
 def _signed(value: float, measure: Measure) -> str:
-    return f"{'+' if value >= 0 else '-'}{measure.show(abs(value))}"
+    """With its sign; what would read as 0 and isn't gets digits until it doesn't."""
+    text, digits = measure.show(abs(value)), 4
+    while value and digits < 10 and not any(digit in text for digit in "123456789"):
+        text, digits = measure.show(abs(value), digits), digits + 1
+    return f"{'+' if value >= 0 else '-'}{text}"

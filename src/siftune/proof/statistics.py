@@ -2,13 +2,15 @@
 
 Two things vary: which rows the test has, and how a training turns out. The interval is the 95 % percentile interval of 10,000 draws of
 
-    mean over R rows drawn with replacement, the same for both arms (bootstrap: Efron 1979)  +  sqrt(v) T
+    m + w (mean over R rows drawn with replacement - m)  +  sqrt(v) T
 
-of the rows' means over seeds, as arms are measured on the same rows. T is Student's at f degrees of freedom; v, the variance of a mean of S seeds, is what
-seeds' means vary by beyond the noise that rows have by themselves (two-way analysis of variance): v = max(0, s^2 - m / R) / S, s^2 the
-variance between the seeds' means, m the mean square of what neither row nor seed explains; f = S - 1. In a difference the variances of both arms
-add, as their trainings share nothing, and f is Welch's (1947). An arm of one seed can't say how its training varies: it is taken to vary as the
-other arm does; where both have one, the interval is that over rows alone.
+of the rows' means over seeds, m their mean (bootstrap: Efron 1979); in a difference the rows drawn are the same for both arms, as they are measured
+on the same rows. R rows drawn from R vary by (R-1)/R of what they should and know nothing of Student's t: w = sqrt(R/(R-1)) t(R-1) / t(∞) makes
+up for both, t(f) Student's 97.5 % quantile (as Hesterberg 2015 expands percentiles). T is Student's at f degrees of freedom; v, the variance of a mean of S seeds, is what
+seeds' means vary by beyond the noise that rows have by themselves (two-way analysis of variance): v = max(0, s^2 - e / R) / S, s^2 the
+variance between the seeds' means, e the mean square of what neither row nor seed explains; f = S - 1. In a difference the variances of both arms
+add, as their trainings share nothing, and f is Welch's (1947). An arm of one seed can't say how its training varies: it is taken to vary as
+another arm does, `like_S_R`; without such the interval is that over rows alone.
 
 The numbers depend on the seed of the draws, and by as little as that on the order of rows (10,000 draws: the ends move by about 2 %
 of the width); never on how many draws are made at once but by rounding.
@@ -16,11 +18,11 @@ of the width); never on how many draws are made at once but by rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from siftune.records.errors import SiftuneError
 
@@ -54,19 +56,24 @@ class Correlation(NamedTuple):
     high: float | None
 
 
-def interval_of(values_S_R: np.ndarray, seed: int) -> Interval:
-    """Mean over seeds and rows, with its interval. Raises SiftuneError for a value that is not finite."""
+def interval_of(values_S_R: np.ndarray, seed: int, like_S_R: np.ndarray | None = None) -> Interval:
+    """Mean over seeds and rows, with its interval. Raises SiftuneError for a value that is not finite.
+
+    like_S_R: an arm of several seeds; what is of one seed is taken to vary as that does
+    """
     values_S_R = _checked(values_S_R)
     mean = float(values_S_R.mean())
     if values_S_R.shape[1] == 1:
         return Interval(mean, None, None)
-    variance, freedom = _between_seeds(values_S_R)
-    return Interval(mean, *_ends(values_S_R.mean(axis=0), variance / len(values_S_R), freedom, seed))
+    return Interval(mean, *_ends(values_S_R.mean(axis=0), *_of_seeds([values_S_R], like_S_R), seed))
 
 
-def difference_of(a_S_R: np.ndarray, b_S_R: np.ndarray, seed: int) -> Difference:
+def difference_of(
+    a_S_R: np.ndarray, b_S_R: np.ndarray, seed: int, like_S_R: np.ndarray | None = None
+) -> Difference:
     """Mean of a minus mean of b, paired over rows; the arms may have different numbers of seeds.
 
+    like_S_R: an arm of several seeds, which may be a or b; an arm of one seed is taken to vary as that does
     The same measurements twice differ by 0 ± 0, however many seeds. What has no seeds at all, as an untrained model, is given twice: two
     alike vary by nothing. Raises SiftuneError for a value that is not finite.
     """
@@ -78,7 +85,8 @@ def difference_of(a_S_R: np.ndarray, b_S_R: np.ndarray, seed: int) -> Difference
         return Difference(mean, None, None, significant=False)
     if np.array_equal(a_S_R, b_S_R):
         return Difference(0.0, 0.0, 0.0, significant=False)
-    low, high = _ends(a_S_R.mean(axis=0) - b_S_R.mean(axis=0), *_of_both(a_S_R, b_S_R), seed)
+    of_seeds = _of_seeds([a_S_R, b_S_R], like_S_R)
+    low, high = _ends(a_S_R.mean(axis=0) - b_S_R.mean(axis=0), *of_seeds, seed)
     return Difference(mean, low, high, significant=low > 0 or high < 0)
 
 
@@ -118,25 +126,28 @@ def _checked(values_S_R: np.ndarray, column: str = "test row") -> np.ndarray:
     return values_S_R
 
 
-def _between_seeds(values_S_R: np.ndarray) -> tuple[float, float]:
-    """Variance of a seed's mean over rows beyond the rows' own noise, and its degrees of freedom: 0 and infinite for a single seed."""
+def _of_seeds(arms: Sequence[np.ndarray], like_S_R: np.ndarray | None) -> tuple[float, float]:
+    """Variance that seeds give the sum or difference of these arms' means, and its degrees of freedom."""
+    own, borrowed = [arm for arm in arms if len(arm) > 1], [arm for arm in arms if len(arm) == 1]
+    shares = [(arm, 1 / len(arm)) for arm in own]
+    if borrowed and like_S_R is not None and len(like_S_R) > 1:
+        # One estimate, used once: its errors are the same for all that rests on it
+        also = sum(1 / len(arm) for arm in own if np.array_equal(arm, like_S_R))
+        shares = [(arm, share) for arm, share in shares if not np.array_equal(arm, like_S_R)]
+        shares.append((_checked(like_S_R), len(borrowed) + also))
+    parts = [(_between_seeds(arm) * share, len(arm) - 1) for arm, share in shares]
+    total = sum(variance for variance, _ in parts)
+    under = sum(variance**2 / freedom for variance, freedom in parts)
+    return float(total), total**2 / under if under > 0 else np.inf
+
+
+def _between_seeds(values_S_R: np.ndarray) -> float:
+    """Variance of a seed's mean over rows beyond the rows' own noise."""
     n_seeds, n_rows = values_S_R.shape
-    if n_seeds == 1:
-        return 0.0, np.inf
     mean_S = values_S_R.mean(axis=1)
     noise_S_R = values_S_R - values_S_R.mean(axis=0) - mean_S[:, None] + values_S_R.mean()
     noise = float((noise_S_R**2).sum()) / ((n_seeds - 1) * (n_rows - 1))
-    return max(float(mean_S.var(ddof=1)) - noise / n_rows, 0.0), float(n_seeds - 1)
-
-
-def _of_both(a_S_R: np.ndarray, b_S_R: np.ndarray) -> tuple[float, float]:
-    """Variance that the seeds of two arms give their difference, and its degrees of freedom."""
-    (of_a, freedom_a), (of_b, freedom_b) = _between_seeds(a_S_R), _between_seeds(b_S_R)
-    if 1 in (len(a_S_R), len(b_S_R)):
-        return max(of_a, of_b) * (1 / len(a_S_R) + 1 / len(b_S_R)), min(freedom_a, freedom_b)
-    of_a, of_b = of_a / len(a_S_R), of_b / len(b_S_R)
-    under = of_a**2 / freedom_a + of_b**2 / freedom_b
-    return of_a + of_b, (of_a + of_b) ** 2 / under if under > 0 else np.inf
+    return max(float(mean_S.var(ddof=1)) - noise / n_rows, 0.0)
 
 
 def _row_counts(n_rows: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -152,10 +163,9 @@ def _row_counts(n_rows: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
 
 def _ends(values_R: np.ndarray, variance: float, freedom: float, seed: int) -> tuple[float, float]:
     """The interval's ends from a value per row and what seeds add to their mean: each of Student's quantiles once, in any order."""
-    rng = np.random.default_rng([seed, 0])
-    draws_K = np.concatenate(
-        [counts @ values_R / len(values_R) for counts in _row_counts(len(values_R), rng)]
-    )
+    n_rows, mean, rng = len(values_R), values_R.mean(), np.random.default_rng([seed, 0])
+    around_R = (values_R - mean) * np.sqrt(n_rows / (n_rows - 1)) * stdtrit(n_rows - 1, 0.975) / ndtri(0.975)
+    draws_K = mean + np.concatenate([counts @ around_R / n_rows for counts in _row_counts(n_rows, rng)])
     if variance > 0:
         share_K = (np.random.default_rng([seed, 1]).permutation(DRAWS) + 0.5) / DRAWS
         draws_K += np.sqrt(variance) * stdtrit(freedom, share_K)
