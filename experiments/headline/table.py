@@ -1,4 +1,4 @@
-"""The headline as Markdown, from results/TASK.json as `siftune compare` wrote them: arms down, tests across; means over seeds and what an interval says.
+"""The headline as Markdown, from results/TASK.json and TASK-once.json as `siftune compare` wrote them: arms down, tests across; means over seeds and what an interval says.
 
     python experiments/headline/table.py
 
@@ -23,10 +23,11 @@ ORDER = (
 
 def arms_of(task: str) -> dict[str, dict[str, Any]]:
     """A test's arms by name; those of the other reading than equal steps say so."""
-    found = json.loads((HERE / "headline" / "results" / f"{task}.json").read_text(encoding="utf-8"))
+    files = [HERE / "headline" / "results" / f"{task}{more}.json" for more in ("-once", "")]
     return {
         arm["name"] if table["reading"] == STEPS else f"{arm['name']}, {table['reading']}": arm
-        for table in found["tables"]
+        for file in files
+        for table in json.loads(file.read_text(encoding="utf-8"))["tables"]
         for arm in table["arms"]
     }
 
