@@ -64,13 +64,14 @@ def test_files(work: Path, part: str, tasks: tuple[str, ...]) -> list[str]:
 
 
 def keep_results(run: Path, folder: Path, tasks: tuple[str, ...] = TASKS, more: str = "") -> None:
-    """Copy a comparison's figures and plots into the repository, paths left out. more: of a second comparison's file names"""
+    """Copy a comparison's figures and plots into the repository, paths left out. more: of the file names of another comparison, of which no plot is kept"""
     folder.mkdir(parents=True, exist_ok=True)
     for task in tasks:
         found = json.loads((run / "proof" / task / "comparison.json").read_text(encoding="utf-8"))
         found = {**stamp(), **found, "file": Path(found["file"]).name, "model": Path(found["model"]).name}
         (folder / f"{task}{more}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        shutil.copy(run / "proof" / task / "comparison.svg", folder / f"{task}{more}.svg")
+        if not more:
+            shutil.copy(run / "proof" / task / "comparison.svg", folder / f"{task}.svg")
 
 
 def stamp() -> dict[str, Any]:

@@ -49,7 +49,7 @@ def difference(entry: dict[str, Any]) -> str:
 def main() -> None:
     """Print a table a measure, and the differences."""
     tests = {task: arms_of(task) for task in TASKS}
-    for measure in ("loss", "choice_loss", "correct"):
+    for measure in ("loss", "choice_loss", "accuracy"):
         tasks = [task for task in TASKS if measure in tests[task]["random"]["measures"]]
         for what, show in ((measure, cell), (f"the default's {measure} minus that of", difference)):
             print(f"\n{what}\n\n| | {' | '.join(tasks)} |\n|---|{'---:|' * len(tasks)}")
