@@ -26,6 +26,7 @@ def main(data: Path, work: Path, seeds: str, tasks: tuple[str, ...]) -> None:
     """All stages; each looks first for what is there."""
     script("parts.py", str(data), str(work / "parts"))
     runs = with_directions(warmed_up(data, work), [1, 2, 3, 4], ["sgd", "adam", "adam-precond"])
+    script("kept.py", "restore", str(runs["sgd"]), "tuning", "defaults")
     for task in tasks:
         also = []
         for name, (direction, settings) in OTHERS.items():
@@ -36,6 +37,7 @@ def main(data: Path, work: Path, seeds: str, tasks: tuple[str, ...]) -> None:
             "compare", str(runs["sgd"]), *test_files(work, "tuning", (task,)), "--methods", OWN, *also, "--keep", "5%",
             "--seeds", seeds, *PROOF,
         )  # fmt: skip
+    script("kept.py", "keep", str(runs["sgd"]), "tuning", "defaults")
     keep_results(runs["sgd"], HERE / "defaults" / "results", tasks)
 
 
