@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from siftune.datastore.plan import Shard
@@ -37,7 +37,8 @@ def write_shard(folder: Path, shard: Shard, tensors: dict[str, Tensor], notes: d
     numbers = {name: _crc32(tensor.numpy()) for name, tensor in tensors.items() if tensor.dim() == 1}
     try:
         with written_whole(file, lasting=False) as aside:  # the side-car, next in the folder, makes both last
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
+            # Not by save_file, which has a temporary file of its own that a killed process leaves behind
+            aside.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
         write_side_car(file, shard.digest, {**rows_of(shard), **notes, "numbers": numbers})
     except FileNotFoundError:
         # A run that found a sleeper's claim void made the shard, and cleared what lay aside

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from siftune.datastore.plan import Shard
 from siftune.datastore.pool import TokenRows
@@ -213,7 +213,7 @@ def write_numbers(target: Target, file: Path, tensors: dict[str, np.ndarray], ma
     """
     file.unlink(missing_ok=True)  # of an older store
     with written_whole(file) as aside:
-        save_file(tensors, aside, metadata={"target": target.digest})
+        aside.write_bytes(save(tensors, metadata={"target": target.digest}))
         write_side_car(file, target.digest, {"store": made_with}, content=aside)
 
 
