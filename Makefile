@@ -67,6 +67,7 @@ experiments: $(READY)
 	$(BIN)/python experiments/worker.py $(WORK)/run-sgd $(WORK)/warmup.queue
 	$(BIN)/python experiments/headline/run.py $(DATA) $(WORK)
 	$(BIN)/python experiments/ltd/run.py $(DATA) $(WORK) $(ENCODER)
+	$(BIN)/python experiments/cells.py $(WORK)
 
 lint-fix: $(READY)
 	$(BIN)/ruff check --fix $(CODE)

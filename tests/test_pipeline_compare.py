@@ -33,7 +33,8 @@ from siftune.proof.cells import Cell
 from siftune.proof.comparison import Arm
 from siftune.proof.comparison import compared as figures
 from siftune.proof.evaluate import LIKELIHOOD, Measuring, RowScore
-from siftune.proof.show import write_comparison
+from siftune.proof.measures import MEASURES
+from siftune.proof.show import against, write_comparison
 from siftune.records.errors import SiftuneError
 from siftune.records.readers import read_target
 from siftune.records.text import shown
@@ -396,6 +397,16 @@ def test_rows_that_were_seen_before_are_told(copy: Path, tmp_path: Path) -> None
         "leakage: 4 of the 4 rows of the test 'exam' are also in the rows of --also theirs" in said.getvalue()
     )
     assert read(copy, "exam")["target"] == "sums"
+
+
+def test_the_end_of_an_interval_never_reads_as_0_unless_it_is() -> None:
+    loss, accuracy = MEASURES[0], MEASURES[2]
+    found = {"mean": -0.0102, "low": -0.018, "high": -0.0004, "significant": True, "better": True}
+    assert against(found, loss) == "-0.010 [-0.018, -0.0004] ✓"
+    found = {"mean": 0.1, "low": 0.00021, "high": 0.2, "significant": True, "better": True}
+    assert against(found, accuracy) == "+10.0 % [+0.02 %, +20.0 %] ✓"
+    found = {"mean": 0.0, "low": 0.0, "high": 0.0, "significant": False, "better": False}
+    assert against(found, loss) == "+0.000 [+0.000, +0.000] ≈"
 
 
 def test_test_rows_that_stand_there_twice_are_told(copy: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ the tuning parts of the tests: `python experiments/worker.py WORK/run-sgd WORK/w
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def main(data: Path, work: Path) -> None:
                 file = write_choice(work, task, name, chooser.choose(task, influence_N_V))
                 queue.append(f"{name} 0 {file} tuning:{task}\n")
     (work / "warmup.queue").write_text("".join(queue), encoding="utf-8")
+    # Lines that a worker took and didn't end: what was trained isn't trained again
+    shutil.rmtree(work / "warmup.queue.claims", ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -24,17 +24,8 @@ def main(data: Path, work: Path, seeds: str) -> None:
     runs = with_directions(warmed_up(data, work), [1, 2, 3, 4], ["sgd", "adam"])
     script("kept.py", "restore", str(runs["sgd"]), "final", "headline")
     siftune(
-        "compare",
-        str(runs["sgd"]),
-        *test_files(work, "final", TASKS),
-        "--methods",
-        ONCE,
-        "--keep",
-        "5%",
-        "--seeds",
-        "1",
-        *PROOF,
-    )
+        "compare", str(runs["sgd"]), *test_files(work, "final", TASKS), "--methods", ONCE, "--keep", "5%", "--seeds", "1", *PROOF,
+    )  # fmt: skip
     keep_results(runs["sgd"], HERE / "headline" / "results", more="-once")
     for task in TASKS:  # the paper's choice: direction adam, rule top
         siftune("select", str(runs["adam"]), "--target", task, "--rule", "top", "--name", f"{task}-paper")

@@ -164,21 +164,12 @@ def append(path: Path | str, pool: Iterable[str], *, reporter: Reporter | None =
         raise SiftuneError("no pool is given", where="pool", todo="Give the files: --pool FILE …")
     with locked(path):
         session = Session(path, recorded, reporter or Reporter(), recorded)
-        waiting = [
-            one for one in _with_vectors(session, recorded) if (one.vectors_path() / "manifest.json").exists()
-        ]
-        for one in waiting:
-            if one.recipe.encoder and not one.by_position() and one.encoder_folder() is None:
-                raise SiftuneError(
-                    "the sentence encoder that this run's vectors were made with is not there; nothing was appended",
-                    where=one.recipe.encoder,
-                    todo="Put the folder back",
-                )
+        beside = _with_vectors(session, recorded)
         rows = session.append_to_pool(sources)
         if recorded.method in GRADED and session.store_numbers():
             encoded = session.keep_targets(session.read_targets(recorded.target))
             make_what_the_method_needs(session, encoded)
-        for one in waiting:
+        for one in beside:
             one.base, one.base_digest = session.base, session.base_digest
             make_missing_vectors(one, list(recorded.target))
             session.base, session.base_digest = one.base, one.base_digest
@@ -186,11 +177,23 @@ def append(path: Path | str, pool: Iterable[str], *, reporter: Reporter | None =
 
 
 def _with_vectors(session: Session, recorded: Recipe) -> list[Session]:
-    """The run as a choice by vectors sees it: those may be there beside what the run's own method reads."""
-    return [
-        Session(session.path, recorded.with_settings({"method": method}), session.reporter, recorded)
-        for method in ("rds+", "embed")
-    ]
+    """The run as choices by vectors see it, where it has such: they may be there beside what the run's own method reads.
+
+    Raises SiftuneError where the sentence encoder that makes them is gone.
+    """
+    found = []
+    for method in ("rds+", "embed"):
+        one = Session(session.path, recorded.with_settings({"method": method}), session.reporter, recorded)
+        if not (one.vectors_path() / "manifest.json").exists():
+            continue
+        if one.recipe.encoder and not one.by_position() and one.encoder_folder() is None:
+            raise SiftuneError(
+                "the sentence encoder that this run's vectors were made with is not there; nothing was appended",
+                where=one.recipe.encoder,
+                todo="Put the folder back",
+            )
+        found.append(one)
+    return found
 
 
 def make_what_the_method_needs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -166,8 +167,6 @@ def _at(arm: dict[str, Any]) -> str:
 
 
 def _signed(value: float, measure: Measure) -> str:
-    """With its sign; what would read as 0 and isn't gets digits until it doesn't."""
-    text, digits = measure.show(abs(value)), 4
-    while value and digits < 10 and not any(digit in text for digit in "123456789"):
-        text, digits = measure.show(abs(value), digits), digits + 1
-    return f"{'+' if value >= 0 else '-'}{text}"
+    """With its sign, and with as many digits as keep it from reading as 0."""
+    digits = max(3, math.ceil(-math.log10(abs(value)))) if value else 3
+    return f"{'+' if value >= 0 else '-'}{measure.show(abs(value), min(digits, 9))}"
