@@ -78,9 +78,7 @@ def show(result: RunResult, until: str, console: Console | None = None, report: 
             line(console, trainer, text)
     if seconds := _seconds(result.path):
         parts = [f"{STAGE_WORDS.get(kind, kind)} {duration(s)}" for kind, s in seconds.items()]
-        console.print(
-            f"[dim]{'time, in all':<13}[/dim] {duration(sum(seconds.values()))}: {', '.join(parts)}"
-        )
+        line(console, "time, in all", f"{duration(sum(seconds.values()))}: {', '.join(parts)}")
     if report:
         line(console, "report", str(report))
     for what, command in next_commands(result, report):
